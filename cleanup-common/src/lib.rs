@@ -1,0 +1,182 @@
+//! Layouts shared by the BPF program and user space.
+//!
+//! Both sides are built from this crate, but the BPF object is a file of its own: the assertions
+//! at the end make a change of layout a change somebody meant.
+
+#![no_std]
+
+use core::mem::{align_of, offset_of, size_of};
+
+/// Name of the tracepoint that the program is made for.
+pub const TRACEPOINT: &str = "sched_process_exit";
+
+/// How many roots the program can watch.
+pub const MAX_ROOTS: usize = 8;
+
+/// Room for a cgroup's name: a container id has 36 bytes, the rest is the terminating NUL and
+/// enough to tell a longer name from one that fits.
+pub const NAME_BYTES: usize = 40;
+
+/// How many controllers a kernel may have. Linux 7.0 has 14 at most.
+pub const MAX_SUBSYSTEMS: u32 = 16;
+
+/// Bit of [`ExitEvent::hierarchies`] that stands for the default (version 2) hierarchy.
+pub const UNIFIED_BIT: u32 = 31;
+
+/// The name that the agent gives to the cgroup of a container's own processes on version 2.
+pub const LEAF: u64 = u64::from_ne_bytes(*b"leaf\0\0\0\0");
+
+/// One dead thread group, as the program writes it into the ring buffer.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ExitEvent {
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub at_ns: u64,
+    /// Start of the group's leader, `CLOCK_BOOTTIME` in nanoseconds.
+    pub start_boottime_ns: u64,
+    /// The group.
+    pub tgid: u32,
+    /// The task that ended last.
+    pub tid: u32,
+    /// Group of the leader's parent, 0 if it has none.
+    pub ppid: u32,
+    /// Group of the parent's parent, 0 if it has none.
+    pub gppid: u32,
+    /// `task_struct.exit_code` of the last task: the raw wait status.
+    pub wait_status: i32,
+    /// Slot of the root in [`RootTable`].
+    pub root: u32,
+    /// Where the task sat in `<root>/<container>`: a bit per `enum cgroup_subsys_id`, and
+    /// [`UNIFIED_BIT`].
+    pub hierarchies: u32,
+    /// Keeps the name aligned; zero.
+    pub reserved: u32,
+    /// Name of the container's cgroup, padded with NUL. Words, not bytes: the program clears it
+    /// with plain stores, and compares it with plain loads.
+    pub container: Name,
+}
+
+/// A cgroup's name, padded with NUL.
+pub type Name = [u64; NAME_BYTES / size_of::<u64>()];
+
+/// The ids of the roots' directories, 0 where there is none. User space rewrites it at run time.
+///
+/// A slot is used in one of the two tables only: ids are unique within a hierarchy, not across.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct RootTable {
+    /// Roots in the freezer hierarchy.
+    pub v1: [u64; MAX_ROOTS],
+    /// Roots in the default hierarchy.
+    pub v2: [u64; MAX_ROOTS],
+}
+
+/// What the program needs to know of the kernel and of its own job. It is frozen before the
+/// program is loaded, so the verifier sees constants and removes what they rule out.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Settings {
+    /// Whether the tracepoint has the argument `group_dead`.
+    pub group_dead_argument: u32,
+    /// Whether any root is in the freezer hierarchy.
+    pub watch_v1: u32,
+    /// Whether any root is in the default hierarchy.
+    pub watch_v2: u32,
+    /// How many slots of [`RootTable`] are in use.
+    pub slots: u32,
+    /// Number of controllers of this kernel.
+    pub subsystems: u32,
+}
+
+/// Byte offsets of the kernel's members, resolved from its BTF at start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Offsets {
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// `task_struct.exit_code`
+    pub task_exit_code: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `task_struct.group_leader`
+    pub task_group_leader: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.real_parent`
+    pub task_real_parent: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `task_struct.start_boottime`
+    pub task_start_boottime: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `signal_struct.live`
+    pub signal_live: u32,
+    /// `css_set.subsys`
+    pub css_set_subsys: u32,
+    /// `css_set.subsys[freezer_cgrp_id]`
+    pub css_set_freezer: u32,
+    /// `css_set.dfl_cgrp`
+    pub css_set_dfl_cgrp: u32,
+    /// `cgroup_subsys_state.cgroup`
+    pub css_cgroup: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id`
+    pub kn_id: u32,
+    /// `kernfs_node.name`
+    pub kn_name: u32,
+    /// `kernfs_node.__parent`, before 6.15 `parent`
+    pub kn_parent: u32,
+}
+
+/// Why the program lost a record, or sent one with a reservation: index into its counters.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Loss {
+    /// No room in the ring buffer.
+    RingFull = 0,
+    /// The name of the cgroup could not be read.
+    NameUnreadable = 1,
+    /// The name of the cgroup does not fit, so it is no container id.
+    NameTooLong = 2,
+    /// The claim failed for another reason than being taken. The record was sent all the same.
+    Unclaimed = 3,
+}
+
+impl Loss {
+    /// How many reasons there are.
+    pub const COUNT: u32 = 4;
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{ExitEvent, Offsets, RootTable, Settings};
+
+    // SAFETY: `repr(C)`, made of integers only, and without padding (asserted below).
+    unsafe impl aya::Pod for ExitEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RootTable {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Offsets {}
+}
+
+// The kernel reserves ring buffer records at 8 byte boundaries.
+const _: () = assert!(size_of::<ExitEvent>() == 88 && align_of::<ExitEvent>() == 8);
+const _: () = assert!(offset_of!(ExitEvent, start_boottime_ns) == 8);
+const _: () = assert!(offset_of!(ExitEvent, tgid) == 16);
+const _: () = assert!(offset_of!(ExitEvent, tid) == 20);
+const _: () = assert!(offset_of!(ExitEvent, ppid) == 24);
+const _: () = assert!(offset_of!(ExitEvent, gppid) == 28);
+const _: () = assert!(offset_of!(ExitEvent, wait_status) == 32);
+const _: () = assert!(offset_of!(ExitEvent, root) == 36);
+const _: () = assert!(offset_of!(ExitEvent, hierarchies) == 40);
+const _: () = assert!(offset_of!(ExitEvent, reserved) == 44);
+const _: () = assert!(offset_of!(ExitEvent, container) == 48);
+const _: () = assert!(size_of::<Name>() == NAME_BYTES);
+const _: () = assert!(size_of::<RootTable>() == 128 && offset_of!(RootTable, v2) == 64);
+const _: () = assert!(size_of::<Settings>() == 5 * size_of::<u32>());
+const _: () = assert!(size_of::<Offsets>() == 18 * size_of::<u32>());
+const _: () = assert!(MAX_SUBSYSTEMS <= UNIFIED_BIT);

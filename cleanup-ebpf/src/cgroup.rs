@@ -1,0 +1,310 @@
+//! Where a task sits, and whether that is the cgroup of a top-level container.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use cleanup_common::{LEAF, Loss, MAX_ROOTS, MAX_SUBSYSTEMS, NAME_BYTES, Name, UNIFIED_BIT};
+
+use crate::{
+    raw::{Object, SharedWord, offset, setting},
+    task::Task,
+};
+
+/// Id of the directory at the top of every hierarchy.
+const TOP_ID: u64 = 1;
+
+/// [`cleanup_common::RootTable`], which user space rewrites whenever a root comes or goes. In a
+/// section of its own, so that nothing else is rewritten with it.
+#[repr(C)]
+struct Roots {
+    v1: [SharedWord; MAX_ROOTS],
+    v2: [SharedWord; MAX_ROOTS],
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.roots")]
+static ROOTS: Roots = Roots {
+    v1: [const { SharedWord::new(0) }; MAX_ROOTS],
+    v2: [const { SharedWord::new(0) }; MAX_ROOTS],
+};
+
+/// What most tasks of a host hold: the top of a hierarchy. Learnt from the first task seen there;
+/// the kernel never frees either, not even when the hierarchy is mounted elsewhere.
+static TOP_FREEZER_CSS: SharedWord = SharedWord::new(0);
+static TOP_UNIFIED_CGROUP: SharedWord = SharedWord::new(0);
+
+/// The cgroup of a top-level container.
+#[derive(Clone, Copy)]
+pub struct Container {
+    /// Its directory, `<root>/<container>`.
+    pub node: Node,
+    /// How it is laid out.
+    pub layout: Layout,
+    /// Slot of the root.
+    pub root: u32,
+}
+
+/// Where a container's own processes sit.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub enum Layout {
+    /// `<freezer>/<root>/<container>`
+    V1,
+    /// `<unified>/<root>/<container>/leaf`
+    V2,
+}
+
+impl Layout {
+    /// Address of what all tasks of one cgroup hold, and no other task; 0 if there is none.
+    #[inline(always)]
+    pub fn place_of(self, task: Task) -> u64 {
+        let Some(css_set) = task.css_set() else {
+            return 0;
+        };
+        let held = match self {
+            Self::V1 => css_set.freezer_css(),
+            Self::V2 => css_set.unified().map(|cgroup| cgroup.0),
+        };
+        held.map_or(0, Object::address)
+    }
+
+    /// Whether a task is there and sits in this place.
+    #[inline(always)]
+    pub fn is_place_of(self, task: Option<Task>, place: u64) -> bool {
+        task.is_some_and(|task| self.place_of(task) == place)
+    }
+}
+
+/// The container that a task is directly in, if its parent is one of the roots.
+#[inline(always)]
+pub fn container_of(task: Task) -> Option<Container> {
+    let css_set = task.css_set()?;
+    if setting!(watch_v1) != 0
+        && let Some(container) = css_set.v1_container()
+    {
+        return Some(container);
+    }
+    if setting!(watch_v2) != 0 {
+        return css_set.v2_container();
+    }
+    None
+}
+
+/// `struct css_set`: a task's place in every hierarchy.
+#[derive(Clone, Copy)]
+pub struct CssSet(Object);
+
+impl CssSet {
+    #[inline(always)]
+    pub fn new(object: Object) -> Self {
+        Self(object)
+    }
+
+    #[inline(always)]
+    fn freezer_css(self) -> Option<Object> {
+        self.0.follow(offset!(css_set_freezer))
+    }
+
+    /// Its cgroup in the default hierarchy.
+    #[inline(always)]
+    fn unified(self) -> Option<Cgroup> {
+        self.0.follow(offset!(css_set_dfl_cgrp)).map(Cgroup)
+    }
+
+    /// Its cgroup in the hierarchy of a controller. `index` must be a constant to the verifier.
+    #[inline(always)]
+    fn controller(self, index: u32) -> Option<Cgroup> {
+        self.0
+            .follow(offset!(css_set_subsys) + index * size_of::<u64>() as u32)?
+            .follow(offset!(css_cgroup))
+            .map(Cgroup)
+    }
+
+    #[inline(always)]
+    fn v1_container(self) -> Option<Container> {
+        let css = self.freezer_css()?;
+        if css.address() == TOP_FREEZER_CSS.load() {
+            return None;
+        }
+        let node = css.follow(offset!(css_cgroup)).map(Cgroup)?.node()?;
+        let Some(parent) = node.parent() else {
+            learn(&TOP_FREEZER_CSS, css, node);
+            return None;
+        };
+        Some(Container {
+            node,
+            layout: Layout::V1,
+            root: slot(&ROOTS.v1, parent.id())?,
+        })
+    }
+
+    #[inline(always)]
+    fn v2_container(self) -> Option<Container> {
+        let cgroup = self.unified()?;
+        if cgroup.0.address() == TOP_UNIFIED_CGROUP.load() {
+            return None;
+        }
+        let leaf = cgroup.node()?;
+        let Some(node) = leaf.parent() else {
+            learn(&TOP_UNIFIED_CGROUP, cgroup.0, leaf);
+            return None;
+        };
+        let root = slot(&ROOTS.v2, node.parent()?.id())?;
+        leaf.is_leaf().then_some(Container {
+            node,
+            layout: Layout::V2,
+            root,
+        })
+    }
+}
+
+/// Keeps what the tasks at the top of a hierarchy hold. Of two facts, since a mistake would
+/// silence a cgroup for good: it has no parent, and it has the top's id.
+#[inline(always)]
+fn learn(known: &SharedWord, held: Object, node: Node) {
+    if node.id() == TOP_ID {
+        known.store(held.address());
+    }
+}
+
+/// The slot of the root with this id.
+#[inline(always)]
+fn slot(table: &[SharedWord; MAX_ROOTS], id: u64) -> Option<u32> {
+    let used = setting!(slots);
+    for index in 0..MAX_ROOTS {
+        if index as u32 >= used {
+            break;
+        }
+        if table[index].load() == id {
+            return Some(index as u32);
+        }
+    }
+    None
+}
+
+/// `struct cgroup`
+#[derive(Clone, Copy)]
+pub struct Cgroup(Object);
+
+impl Cgroup {
+    #[inline(always)]
+    fn node(self) -> Option<Node> {
+        self.0.follow(offset!(cgroup_kn)).map(Node)
+    }
+
+    /// Whether its path ends in `<root>/<container>`.
+    #[inline(always)]
+    fn is_at(self, container: &Name, root: &Name, scratch: &mut Name) -> bool {
+        let Some(node) = self.node() else {
+            return false;
+        };
+        if !node.is_named(container, scratch) {
+            return false;
+        }
+        match node.parent() {
+            Some(parent) => parent.is_named(root, scratch),
+            None => false,
+        }
+    }
+}
+
+/// `struct kernfs_node`: the directory of a cgroup. Its id is the directory's inode number.
+#[derive(Clone, Copy)]
+pub struct Node(Object);
+
+impl Node {
+    #[inline(always)]
+    pub fn parent(self) -> Option<Self> {
+        self.0.follow(offset!(kn_parent)).map(Self)
+    }
+
+    #[inline(always)]
+    fn id(self) -> u64 {
+        self.0.load_u64(offset!(kn_id))
+    }
+
+    /// Whether it is the cgroup that the agent makes for a container's own processes.
+    #[inline(always)]
+    fn is_leaf(self) -> bool {
+        let mut name = [0];
+        self.copy_name(&mut name) > 0 && name[0] == LEAF
+    }
+
+    /// Whether it has this name. `scratch` is overwritten.
+    #[inline(always)]
+    fn is_named(self, name: &Name, scratch: &mut Name) -> bool {
+        self.read_name(scratch).is_ok()
+            && (scratch[0] ^ name[0])
+                | (scratch[1] ^ name[1])
+                | (scratch[2] ^ name[2])
+                | (scratch[3] ^ name[3])
+                | (scratch[4] ^ name[4])
+                == 0
+    }
+
+    /// Reads its name, padded with NUL.
+    #[inline(always)]
+    pub fn read_name(self, name: &mut Name) -> Result<(), Loss> {
+        clear(name);
+        match self.copy_name(name) {
+            ..1 => Err(Loss::NameUnreadable),
+            length if length < NAME_BYTES as i64 => Ok(()),
+            _ => Err(Loss::NameTooLong),
+        }
+    }
+
+    /// Copies as much of its name as fits, the last byte always a NUL. Returns how many bytes that
+    /// were, or a negative error number.
+    #[inline(always)]
+    fn copy_name(self, to: &mut [u64]) -> i64 {
+        // A pointer to characters is a plain number to the verifier, hence the helper.
+        let name = self.0.load_u64(offset!(kn_name)) as *const c_void;
+        // SAFETY: the destination is a slice, and the helper checks the source.
+        unsafe { bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), size_of_val(to) as u32, name) }
+    }
+}
+
+/// Plain stores. An assignment of zeros may become a call of `memset`, whose loop in another
+/// function costs the verifiers before 6.4 a million steps.
+#[inline(always)]
+pub fn clear(name: &mut Name) {
+    for word in name {
+        // SAFETY: a reference is valid for writes.
+        unsafe { ptr::write_volatile(word, 0) };
+    }
+}
+
+/// Adds to `mask` the hierarchies in which a task sits in `<root>/<container>`, by these names.
+#[inline(always)]
+pub fn add_hierarchies(task: Task, container: &Name, root: &Name, mask: &mut u32) {
+    let Some(css_set) = task.css_set() else {
+        return;
+    };
+    let mut scratch = [0; _];
+    let count = setting!(subsystems);
+    for index in 0..MAX_SUBSYSTEMS {
+        if index >= count {
+            break;
+        }
+        if let Some(cgroup) = css_set.controller(index)
+            && cgroup.is_at(container, root, &mut scratch)
+        {
+            add_bit(mask, index);
+        }
+    }
+    if let Some(cgroup) = css_set.unified()
+        && cgroup.is_at(container, root, &mut scratch)
+    {
+        add_bit(mask, UNIFIED_BIT);
+    }
+}
+
+/// Sets a bit in memory. In a register, a mask of unknown bits costs the verifiers before 6.4 two
+/// paths for each of them.
+#[inline(always)]
+pub fn add_bit(mask: &mut u32, bit: u32) {
+    let mask = ptr::from_mut(mask);
+    // SAFETY: it comes from a reference.
+    let old = unsafe { ptr::read_volatile(mask) };
+    // SAFETY: as above.
+    unsafe { ptr::write_volatile(mask, old | 1 << bit) };
+}

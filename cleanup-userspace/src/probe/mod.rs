@@ -1,0 +1,265 @@
+//! The exit probe: a BPF program that reports the end of every executor, and what it needs around.
+
+pub mod btf;
+mod error;
+mod loader;
+mod loss;
+mod mounts;
+mod offsets;
+mod record;
+mod roots;
+mod stream;
+
+use std::{fmt, io, path::PathBuf, sync::Arc};
+
+use aya::maps::{MapData, PerCpuArray};
+use aya_log::EbpfLogger;
+use tokio::task::AbortHandle;
+
+pub use self::{
+    error::ProbeError,
+    loss::Losses,
+    record::{ExitRecord, TaskHierarchies},
+};
+use self::{
+    loader::{Loaded, Program},
+    roots::RootWatch,
+    stream::ExitStream,
+};
+
+/// A directory beneath which an agent makes its containers' cgroups.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RootSpec {
+    /// Absolute directory of the agent's `cgroups_root` in the launcher's hierarchy. It need not exist.
+    pub path: PathBuf,
+    /// How the agent lays out a container beneath it.
+    pub layout: Layout,
+}
+
+/// Where an executor sits beneath a root.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Layout {
+    /// `<freezer>/<root>/<container>`
+    V1,
+    /// `<unified>/<root>/<container>/leaf`
+    V2,
+}
+
+/// What to watch, and with how much memory.
+#[derive(Clone, Debug)]
+pub struct ProbeOptions {
+    /// At most [`MAX_ROOTS`].
+    pub roots: Vec<RootSpec>,
+    /// Size of the ring buffer: a power of two, and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Whether the kernel program explains itself through the `log` crate.
+    pub kernel_log: bool,
+}
+
+impl Default for ProbeOptions {
+    fn default() -> Self {
+        Self {
+            roots: Vec::new(),
+            ring_bytes: 1 << 20,
+            kernel_log: false,
+        }
+    }
+}
+
+/// How many roots one probe can watch.
+pub const MAX_ROOTS: usize = cleanup_common::MAX_ROOTS;
+
+/// How the kernel program knows that a thread group is dead.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum GroupDeadSource {
+    /// The tracepoint says so (Linux 6.16 and later).
+    Argument,
+    /// No thread is left in the group's counter; a claim makes it once-only.
+    LiveCounter,
+}
+
+/// What the probe found out about its host and itself.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProbeInfo {
+    /// How a group's end is recognised.
+    pub group_dead: GroupDeadSource,
+    /// Instructions that the verifier walked through, where the kernel tells (5.16 and later).
+    pub verified_instructions: Option<u32>,
+    /// Size of the ring buffer in bytes.
+    pub ring_bytes: u32,
+    /// Whether the kernel program explains itself.
+    pub kernel_log: bool,
+    /// The roots in the order of the options.
+    pub roots: Vec<RootInfo>,
+}
+
+/// What is known of one root at the moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RootInfo {
+    /// As configured.
+    pub spec: RootSpec,
+    /// Whether exits beneath it are reported now.
+    pub state: RootState,
+}
+
+/// Whether a root's directory is one that the kernel program can match.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RootState {
+    /// It exists, with this inode.
+    Watched {
+        /// The kernel's id of the cgroup.
+        inode: u64,
+    },
+    /// It does not exist (yet); its creation will be seen.
+    Absent,
+    /// It exists, but not in the hierarchy of the layout: freezer for V1, cgroup2 for V2.
+    WrongHierarchy,
+}
+
+/// A loaded and attached exit probe. Dropping it detaches it.
+pub struct Probe {
+    stream: ExitStream,
+    roots: RootWatch,
+    losses: PerCpuArray<MapData, u64>,
+    program: Program,
+    kernel_log: Option<AbortOnDrop>,
+    specs: Vec<RootSpec>,
+    info: StaticInfo,
+}
+
+/// The part of [`ProbeInfo`] that never changes.
+struct StaticInfo {
+    group_dead: GroupDeadSource,
+    verified_instructions: Option<u32>,
+    ring_bytes: u32,
+}
+
+impl Probe {
+    /// Loads and attaches the kernel program. No exit after the return is missed.
+    pub async fn start(options: ProbeOptions) -> Result<Self, ProbeError> {
+        Self::start_with(options, None).await
+    }
+
+    /// As [`Self::start`], but by this source instead of the best that the kernel has: newer
+    /// kernels have the older source too, so that it can be tested there.
+    #[doc(hidden)]
+    pub async fn start_with(
+        options: ProbeOptions,
+        group_dead: Option<GroupDeadSource>,
+    ) -> Result<Self, ProbeError> {
+        let (options, loaded) = tokio::task::spawn_blocking(move || {
+            let loaded = loader::load(&options, group_dead)?;
+            Ok::<_, ProbeError>((options, loaded))
+        })
+        .await
+        .map_err(|error| ProbeError::io("loading the exit probe", io::Error::from(error)))??;
+        let Loaded {
+            mut program,
+            events,
+            losses,
+            roots,
+            controllers,
+            group_dead,
+            verified_instructions,
+        } = loaded;
+        let ProbeOptions {
+            roots: specs,
+            ring_bytes,
+            kernel_log,
+        } = options;
+
+        let kernel_log = if kernel_log {
+            Some(forward_log(&mut program)?)
+        } else {
+            None
+        };
+        // The table first: attached without it, the program would let exits pass.
+        let roots = RootWatch::start(specs.clone(), controllers.clone(), roots)?;
+        let stream = ExitStream::new(events, controllers, Arc::clone(roots.known()))?;
+        program.attach()?;
+        Ok(Self {
+            stream,
+            roots,
+            losses,
+            program,
+            kernel_log,
+            specs,
+            info: StaticInfo {
+                group_dead,
+                verified_instructions,
+                ring_bytes,
+            },
+        })
+    }
+
+    /// The next record. Cancel safe: a record is either returned or still in the ring.
+    pub async fn next(&mut self) -> Result<ExitRecord, ProbeError> {
+        self.stream.next().await
+    }
+
+    /// Stops reporting. What is in the ring stays there for [`Self::drain`].
+    pub fn detach(&mut self) -> Result<(), ProbeError> {
+        self.program.detach()
+    }
+
+    /// Takes what is in the ring, without waiting.
+    pub fn drain(&mut self) -> Vec<ExitRecord> {
+        self.stream.drain()
+    }
+
+    /// Counters of what was lost, summed over CPUs.
+    pub fn losses(&self) -> Result<Losses, ProbeError> {
+        Losses::read(&self.losses, self.stream.rejected())
+    }
+
+    /// What the probe found out about its host and itself.
+    #[must_use]
+    pub fn describe(&self) -> ProbeInfo {
+        let StaticInfo {
+            group_dead,
+            verified_instructions,
+            ring_bytes,
+        } = self.info;
+        let states = self.roots.known().states();
+        let roots = self.specs.iter().cloned().zip(states);
+        ProbeInfo {
+            group_dead,
+            verified_instructions,
+            ring_bytes,
+            kernel_log: self.kernel_log.is_some(),
+            roots: roots.map(|(spec, state)| RootInfo { spec, state }).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe").field("info", &self.describe()).finish_non_exhaustive()
+    }
+}
+
+/// Hands what the kernel program says to the `log` crate.
+fn forward_log(program: &mut Program) -> Result<AbortOnDrop, ProbeError> {
+    let unusable = |error: &dyn fmt::Display| ProbeError::Unsupported {
+        what: format!("the kernel program's log cannot be read: {error}"),
+        remedy: "turn kernel_log off".into(),
+    };
+    let logger = EbpfLogger::init(program.ebpf()).map_err(|e| unusable(&e))?;
+    let mut logger = stream::poll_readable(logger).map_err(|e| unusable(&e))?;
+    let task = tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(AbortOnDrop(task.abort_handle()))
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
