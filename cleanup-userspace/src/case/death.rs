@@ -1,0 +1,52 @@
+//! How a run is known to be dead.
+
+use crate::probe::TaskHierarchies;
+
+/// Who noticed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel's group-dead event for exactly this process.
+    Kernel,
+    /// The pidfd of the launcher helper or of the executor.
+    Pidfd,
+    /// Comparing what should be with what is.
+    Scan,
+}
+
+impl Origin {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Pidfd => "pidfd",
+            Self::Scan => "scan",
+        }
+    }
+}
+
+/// The proof, and when it came.
+#[derive(Debug, Clone)]
+pub struct Death {
+    pub origin: Origin,
+    /// CLOCK_MONOTONIC: the kernel's own time of the exit, or for other origins
+    /// the time it was noticed.
+    pub at_ns: u64,
+    /// When user space had it.
+    pub noticed_ns: u64,
+    /// Wall-clock time of the death, in seconds since the epoch.
+    pub at_unix: f64,
+    /// As wait(2) reports it, where known.
+    pub wait_status: Option<i32>,
+    /// Where the dead task itself sat, where the kernel told.
+    pub sat_in: Option<TaskHierarchies>,
+}
+
+impl Death {
+    /// `signal 9`, `exit 7`, `unknown`.
+    pub fn status(&self) -> String {
+        match self.wait_status {
+            None => "unknown".to_owned(),
+            Some(status) if status & 0x7f != 0 => format!("signal {}", status & 0x7f),
+            Some(status) => format!("exit {}", (status >> 8) & 0xff),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Carries a case out: looks, decides, does one step, looks again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::decide::{Facts, Ownership, Policy, Step, Swept, Waiting, decide};
+use super::effects::{self, Look};
+use super::host::Host;
+use super::pod::{Answer, ask_to_end, discover_pod, first_wave};
+use super::record::{CaseResult, Contained, Progress, Record};
+use super::{Death, Outcome};
+use crate::config::Mode;
+use crate::docker::{ContainerInfo, JoinKey, RunScope, exact_key};
+use crate::process::monotonic_ns;
+use crate::registry::Run;
+
+/// Polling begins at this pace and slows down while nothing changes.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The pace of a case whose agent is stuck: only its end or return helps.
+const STUCK_PAUSE: Duration = Duration::from_secs(5);
+/// Repeating a refused request: doubling from the first to the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// What a running case is told.
+#[derive(Debug)]
+pub enum CaseMessage {
+    /// Docker's answer to a request of this case.
+    Answered(Answer),
+    /// A container that names this run was created or started after its death.
+    Active(Arc<ContainerInfo>),
+    /// Something changed: look again now.
+    Nudge,
+    /// The daemon stops: finish what was asked of Docker, begin nothing.
+    HandOver,
+}
+
+/// One case at work.
+#[derive(Debug)]
+pub struct Reaper {
+    host: Arc<Host>,
+    record: Record,
+    sender: mpsc::UnboundedSender<CaseMessage>,
+    inbox: mpsc::UnboundedReceiver<CaseMessage>,
+    quiet_since: Option<u64>,
+    /// When the last sweep that succeeded began.
+    swept_at: Option<u64>,
+    sweep_due: Option<u64>,
+    sweep_failures: u32,
+    seen_owned: bool,
+    handing_over: bool,
+    complained: bool,
+}
+
+impl Reaper {
+    /// Opens the case and sends the first wave of stop requests before it
+    /// returns: no question to Docker, no disk, no lock that another case holds.
+    pub fn open(
+        host: Arc<Host>,
+        run: Run,
+        death: Death,
+    ) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let found = first_wave(&host, &run);
+        let mut reaper = Self {
+            seen_owned: run.owned,
+            record: Record::new(run, death),
+            host,
+            sender: sender.clone(),
+            inbox,
+            quiet_since: None,
+            swept_at: None,
+            sweep_due: None,
+            sweep_failures: 0,
+            handing_over: false,
+            complained: false,
+        };
+        reaper.join(found);
+        if reaper.host.config.mode == Mode::Enforce {
+            reaper.stop();
+        }
+        (reaper, sender)
+    }
+
+    /// Works until the host was seen clean, or there is no more to be done.
+    pub async fn run(mut self) -> Record {
+        if self.host.config.mode == Mode::Observe {
+            return self.observe().await;
+        }
+        let policy = Policy {
+            teardown: self.host.config.teardown,
+            settle: self.host.config.settle,
+            agent_deadline: self.host.config.agent_deadline,
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            self.take_messages();
+            if self.handing_over {
+                return self.hand_over().await;
+            }
+            let look = match self.look().await {
+                Ok(look) => look,
+                Err(error) => {
+                    self.complain(&error);
+                    self.wait(LONGEST_PAUSE).await;
+                    continue;
+                }
+            };
+            let facts = self.facts(&look);
+            let step = decide(&facts, &policy);
+            tracing::trace!(container = %self.record.run.container, ?facts, ?step, "step");
+            match step {
+                Step::Stop => self.stop(),
+                Step::Sweep => self.sweep().await,
+                Step::EndStragglers => {
+                    self.end_stragglers(look).await;
+                    self.wait(FIRST_PAUSE).await;
+                }
+                Step::Remove { foreign: _, agents } => {
+                    if self.remove(look, agents).await {
+                        pause = FIRST_PAUSE;
+                    } else {
+                        self.wait(pause).await;
+                        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                    }
+                }
+                Step::Wait(waiting) => {
+                    let wait = match waiting {
+                        Waiting::Settle => policy
+                            .settle
+                            .saturating_sub(facts.quiet_for.unwrap_or_default()),
+                        Waiting::Docker => {
+                            facts.retry_in.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE)
+                        }
+                        Waiting::AgentStuck => {
+                            self.complain_of_the_agent(&facts);
+                            STUCK_PAUSE
+                        }
+                        Waiting::AgentKills | Waiting::AgentDestroys | Waiting::Busy => {
+                            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                            pause
+                        }
+                    };
+                    self.wait(wait.max(FIRST_PAUSE)).await;
+                }
+                Step::Close(Outcome::Clean) => {
+                    self.record.result = CaseResult::Clean;
+                    return self.record;
+                }
+            }
+        }
+    }
+
+    /// Does everything but the effects.
+    async fn observe(mut self) -> Record {
+        self.sweep().await;
+        let directories = match self.look().await {
+            Ok(look) => look
+                .cgroups
+                .iter()
+                .map(|cgroup| cgroup.hierarchy().name())
+                .collect::<Vec<_>>(),
+            Err(error) => {
+                self.complain(&error);
+                Vec::new()
+            }
+        };
+        let containers: Vec<String> = self
+            .record
+            .containers
+            .iter()
+            .map(|(id, container)| {
+                format!("{} ({})", &id[..id.len().min(12)], key_name(container.key))
+            })
+            .collect();
+        tracing::info!(
+            container = %self.record.run.container,
+            action = ?self.host.config.action,
+            containers = %containers.join(", "),
+            cgroup = %self.host.run_path(&self.record.run).display(),
+            hierarchies = %directories.join(" "),
+            "plan: would end these containers and remove this cgroup in these hierarchies (mode is observe)"
+        );
+        self.record.result = CaseResult::Observed;
+        self.record
+    }
+
+    /// Waits for the answers that are under way, at most for as long as the
+    /// daemon lets it live.
+    async fn hand_over(mut self) -> Record {
+        while self
+            .record
+            .containers
+            .values()
+            .any(|container| container.progress == Progress::Asked)
+        {
+            match self.inbox.recv().await {
+                Some(message) => self.take(message),
+                None => break,
+            }
+        }
+        self.record.result = CaseResult::HandedOver;
+        self.record
+    }
+
+    fn facts(&mut self, look: &Look) -> Facts {
+        let now = monotonic_ns();
+        let (mut to_stop, mut in_flight, mut due) = (0, 0, self.sweep_due);
+        for container in self.record.containers.values() {
+            match container.progress {
+                Progress::Found => to_stop += 1,
+                Progress::Failed { due_ns } if due_ns <= now => to_stop += 1,
+                Progress::Failed { due_ns } => {
+                    due = Some(due.map_or(due_ns, |due| due.min(due_ns)));
+                }
+                Progress::Asked => in_flight += 1,
+                Progress::Ended(_) => {}
+            }
+        }
+        let running = self
+            .record
+            .containers
+            .values()
+            .any(|c| !matches!(c.progress, Progress::Ended(_)));
+        if running || !look.own_processes.is_empty() {
+            self.quiet_since = None;
+        } else {
+            self.quiet_since.get_or_insert(now);
+            self.record.stopped_ns = self
+                .record
+                .containers
+                .values()
+                .filter_map(|c| c.ended_ns)
+                .max();
+            if look.directories.is_empty() {
+                self.record.clean_ns.get_or_insert(now);
+            } else {
+                self.record.clean_ns = None;
+            }
+        }
+        let settle = u64::try_from(self.host.config.settle.as_nanos()).unwrap_or(u64::MAX);
+        let swept = match (self.swept_at, self.quiet_since) {
+            (None, _) => Swept::Never,
+            (Some(swept), Some(quiet)) if swept >= quiet.saturating_add(settle) => Swept::Settled,
+            (Some(swept), Some(quiet)) if swept >= quiet => Swept::Quiet,
+            (Some(_), _) => Swept::Early,
+        };
+        let nanos = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+        Facts {
+            to_stop,
+            in_flight,
+            retry_in: due
+                .filter(|due| *due > now)
+                .map(|due| Duration::from_nanos(due - now)),
+            quiet_for: self.quiet_since.map(nanos),
+            swept,
+            own_processes: look.own_processes.len(),
+            agent: look.agent,
+            ownership: match (look.owned, self.seen_owned) {
+                (true, _) => Ownership::Owned,
+                (false, true) => Ownership::Done,
+                (false, false) => Ownership::Unknown,
+            },
+            directories: look.directories.clone(),
+            age: nanos(self.record.death.at_ns),
+        }
+    }
+
+    async fn look(&mut self) -> anyhow::Result<Look> {
+        let look = effects::look(&self.host, &self.record.run, &self.record.death).await?;
+        self.seen_owned |= look.owned || self.host.agents[self.record.run.agent].is_verified();
+        Ok(look)
+    }
+
+    /// Sends a request for everything that is to be stopped, all at once.
+    fn stop(&mut self) {
+        let now = monotonic_ns();
+        for (id, container) in &mut self.record.containers {
+            let due = match container.progress {
+                Progress::Found => true,
+                Progress::Failed { due_ns } => due_ns <= now,
+                Progress::Asked | Progress::Ended(_) => false,
+            };
+            if !due {
+                continue;
+            }
+            container.progress = Progress::Asked;
+            container.asked_ns.get_or_insert(monotonic_ns());
+            let (host, id, sender) = (Arc::clone(&self.host), id.clone(), self.sender.clone());
+            tokio::spawn(async move {
+                let answer = ask_to_end(&host, id).await;
+                // A closed inbox: the case was handed over.
+                let _ = sender.send(CaseMessage::Answered(answer));
+            });
+        }
+    }
+
+    /// The second wave: everything that runs, joined by every key.
+    async fn sweep(&mut self) {
+        let began = monotonic_ns();
+        match discover_pod(&self.host, &self.record.run, &self.record.death).await {
+            Ok(found) => {
+                self.swept_at = Some(began);
+                self.sweep_due = None;
+                self.sweep_failures = 0;
+                self.join(found);
+            }
+            Err(error) => {
+                self.complain(&error.into());
+                self.sweep_due = Some(monotonic_ns() + nanos(retry_after(self.sweep_failures)));
+                self.sweep_failures += 1;
+            }
+        }
+    }
+
+    fn join(&mut self, found: Vec<(String, JoinKey)>) {
+        for (id, key) in found {
+            let container = self
+                .record
+                .containers
+                .entry(id)
+                .or_insert_with(|| Contained::found(key));
+            // It runs, although it had ended: started again.
+            if matches!(container.progress, Progress::Ended(_)) {
+                container.progress = Progress::Found;
+            }
+        }
+    }
+
+    /// Removes what may be removed; returns whether anything went.
+    async fn remove(&mut self, look: Look, agents: bool) -> bool {
+        match effects::remove(
+            &self.host,
+            &self.record.run,
+            &self.record.death,
+            look,
+            agents,
+        )
+        .await
+        {
+            Ok(removed) => {
+                self.record.directories_removed += removed;
+                removed > 0
+            }
+            Err(error) => {
+                self.complain(&error);
+                false
+            }
+        }
+    }
+
+    async fn end_stragglers(&mut self, look: Look) {
+        match effects::end_stragglers(&self.record.run, look).await {
+            Ok(ended) => self.record.processes_ended += ended,
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    fn take_messages(&mut self) {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.take(message);
+        }
+    }
+
+    fn take(&mut self, message: CaseMessage) {
+        match message {
+            CaseMessage::Answered(answer) => self.take_answer(answer),
+            CaseMessage::Active(info) => {
+                if let Some(key) = key_of(&self.host, &self.record.run, &info) {
+                    self.join(vec![(info.id.clone(), key)]);
+                }
+            }
+            CaseMessage::Nudge => self.sweep_due = None,
+            CaseMessage::HandOver => self.handing_over = true,
+        }
+    }
+
+    fn take_answer(&mut self, answer: Answer) {
+        let Some(container) = self.record.containers.get_mut(&answer.id) else {
+            return;
+        };
+        match answer.outcome {
+            Ok(Some(ending)) => {
+                container.progress = Progress::Ended(ending);
+                container.ended_ns = Some(answer.at_ns);
+                self.host.index.ended(&answer.id);
+            }
+            // It was stopped and runs again.
+            Ok(None) => container.progress = Progress::Found,
+            Err(error) => {
+                let due_ns = monotonic_ns() + nanos(retry_after(container.failures));
+                container.progress = Progress::Failed { due_ns };
+                container.failures += 1;
+                self.complain(&error.into());
+            }
+        }
+    }
+
+    /// Sleeps until something happens, at most for `limit`.
+    async fn wait(&mut self, limit: Duration) {
+        if let Ok(Some(message)) = tokio::time::timeout(limit, self.inbox.recv()).await {
+            self.take(message);
+        }
+    }
+
+    /// Says once for each case what is in the way, then at debug level.
+    fn complain(&mut self, error: &anyhow::Error) {
+        let container = self.record.run.container;
+        if self.complained {
+            tracing::debug!(%container, error = format!("{error:#}"), "still in the way of a cleanup");
+        } else {
+            self.complained = true;
+            tracing::warn!(%container, error = format!("{error:#}"), "in the way of a cleanup; trying on");
+        }
+    }
+
+    fn complain_of_the_agent(&mut self, facts: &Facts) {
+        if !self.complained {
+            self.complained = true;
+            tracing::warn!(
+                container = %self.record.run.container,
+                agent = ?facts.agent,
+                ownership = ?facts.ownership,
+                own_processes = facts.own_processes,
+                cgroups = facts.directories.len(),
+                "the agent has not finished its destroy of a dead container: its cgroups stay until it does, \
+                 is restarted, or is gone"
+            );
+        }
+    }
+}
+
+/// The key that makes a container, seen in an event, part of a dead run.
+pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
+    exact_key(
+        info,
+        &RunScope {
+            container: run.container,
+            cgroups_root: &host.dirs(run.agent).cgroups_root,
+            sandbox: run
+                .identity
+                .as_ref()
+                .map(|identity| identity.sandbox.as_path()),
+        },
+    )
+}
+
+fn key_name(key: JoinKey) -> &'static str {
+    match key {
+        JoinKey::Cgroup => "cgroup",
+        JoinKey::CgroupParent => "cgroup_parent",
+        JoinKey::WorkingDir => "working_dir",
+        JoinKey::ConfigFiles => "config_files",
+        JoinKey::Label => "label",
+    }
+}
+
+fn retry_after(failures: u32) -> Duration {
+    FIRST_RETRY
+        .saturating_mul(1 << failures.min(8))
+        .min(LONGEST_RETRY)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

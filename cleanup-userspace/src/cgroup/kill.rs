@@ -1,0 +1,129 @@
+//! Ending what is left in a dead run's cgroup, by identity: a process is
+//! signalled only while it is seen to sit in that very cgroup.
+//!
+//! For a run's *own* processes only. Docker's are stopped through Docker:
+//! killed through their cgroup they come back when their restart policy says so.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{Hierarchy, RunCgroup, membership};
+use crate::process::{self, Proc};
+
+/// Rounds of "list and signal" before the cgroup is frozen to outrun a process
+/// that forks faster than it is killed.
+const ROUNDS_BEFORE_FREEZE: u32 = 20;
+const ROUNDS: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long the kernel may take to freeze a cgroup.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why processes are still there.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    #[error("cannot end the processes in {cgroup}: {error}")]
+    Io { cgroup: String, error: io::Error },
+    #[error("{count} processes in {cgroup} outlive SIGKILL (uninterruptible sleep?)")]
+    Remain { cgroup: String, count: usize },
+}
+
+/// Ends the run's own processes. `may_freeze` only when no agent lives: an agent
+/// uses the same freezer. Returns how many processes were signalled. Blocks for
+/// up to a second: not for the event path.
+pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
+    let cgroup = || run.path().display().to_string();
+    let io_error = |error| KillError::Io {
+        cgroup: cgroup(),
+        error,
+    };
+    let mut signalled = 0;
+    let mut frozen = None;
+    for round in 0..ROUNDS {
+        let pids = run.own_procs().map_err(io_error)?;
+        if pids.is_empty() {
+            return Ok(signalled);
+        }
+        if round == ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified {
+            frozen = Some(Frozen::freeze(run));
+        }
+        if run.hierarchy().unified && kill_file(run).map_err(io_error)? {
+            signalled += pids.len();
+        } else {
+            for pid in pids {
+                let sent = kill_one(run, pid).map_err(io_error)?;
+                signalled += usize::from(sent);
+            }
+        }
+        // SIGKILL reaches a frozen process only once it is thawed.
+        drop(frozen.take());
+        std::thread::sleep(PAUSE);
+    }
+    let left = run.own_procs().map_err(io_error)?;
+    if left.is_empty() {
+        Ok(signalled)
+    } else {
+        Err(KillError::Remain {
+            cgroup: cgroup(),
+            count: left.len(),
+        })
+    }
+}
+
+/// v2: lets the kernel kill everything in each of the run's own cgroups. Never
+/// on the run's cgroup itself, which holds Docker's. Returns false where the
+/// kernel has no `cgroup.kill` (before 5.14).
+fn kill_file(run: &RunCgroup) -> io::Result<bool> {
+    let mut known = true;
+    for below in run.own_tree()? {
+        if below.as_os_str().is_empty() || run.procs(&below)?.is_empty() {
+            continue;
+        }
+        match run.write(&below.join("cgroup.kill"), "1") {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => known = false,
+            Err(error) => return Err(error),
+        }
+    }
+    // Processes directly in `<root>/<uuid>` (no Mesos layout puts them there).
+    Ok(known && run.procs(Path::new(""))?.is_empty())
+}
+
+/// Signals a process that was listed, if it still sits in this run's cgroup
+/// after it was pinned by a descriptor.
+fn kill_one(run: &RunCgroup, pid: u32) -> io::Result<bool> {
+    let Some(proc) = Proc::of(pid) else {
+        return Ok(false);
+    };
+    proc.kill_if(|| sits_in(pid, run.hierarchy(), &run.path()))
+}
+
+fn sits_in(pid: u32, hierarchy: &Hierarchy, run: &Path) -> bool {
+    membership(pid).is_some_and(|m| m.path(hierarchy).is_some_and(|path| path.starts_with(run)))
+        && process::stat(pid).is_some()
+}
+
+/// Freezes the run's v1 freezer cgroup, and always thaws it again.
+struct Frozen<'a>(&'a RunCgroup);
+
+impl<'a> Frozen<'a> {
+    fn freeze(run: &'a RunCgroup) -> Self {
+        let guard = Self(run);
+        let state = Path::new("freezer.state");
+        let start = Instant::now();
+        while run.write(state, "FROZEN").is_ok() && start.elapsed() < FREEZE_DEADLINE {
+            match run.read(state) {
+                Ok(text) if text.trim() == "FREEZING" => std::thread::sleep(PAUSE),
+                _ => break,
+            }
+        }
+        guard
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Gone means there is nothing to thaw.
+        let _ = self.0.write(Path::new("freezer.state"), "THAWED");
+    }
+}

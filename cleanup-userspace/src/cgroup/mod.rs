@@ -1,0 +1,12 @@
+//! Control groups: which hierarchies are mounted, who sits where, and the only
+//! code of this project that removes a cgroup or ends what is in it.
+
+mod fence;
+mod hierarchy;
+mod kill;
+mod root;
+
+pub use fence::{Removal, RunCgroup, docker_child};
+pub use hierarchy::{Hierarchies, Hierarchy, Membership, Mode, membership};
+pub use kill::{KillError, kill_own};
+pub use root::{CgroupsRoot, InvalidRoot};

@@ -1,0 +1,146 @@
+//! Learning runs while they live, and noticing their end by pidfd.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::core::Message;
+use crate::case::Host;
+use crate::cgroup::membership;
+use crate::mesos::ContainerId;
+use crate::process::{Proc, stat};
+use crate::registry::{self, AgentIndex, Ended, Run, cgroups_of};
+
+/// How fast to look for a PID file or for an executor that the helper is about
+/// to start: doubling from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Learns a run: first its helper, then the executor that the helper starts,
+/// maybe minutes later. Ends when both are known or the run is over.
+pub async fn learn_run(
+    host: Arc<Host>,
+    agent: AgentIndex,
+    container: ContainerId,
+    sender: UnboundedSender<Message>,
+) {
+    let mut pause = FIRST_PAUSE;
+    let run = loop {
+        let shared = Arc::clone(&host);
+        let learnt = blocking(move || {
+            registry::learn(agent, shared.dirs(agent), container, &shared.launcher)
+        })
+        .await;
+        match learnt {
+            Some(Some(run)) => break run,
+            Some(None) if host.agents[agent].runtime.owns(container).unwrap_or(true) => {}
+            _ => return,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
+    let (helper, executor) = (run.helper, run.executor);
+    if sender.send(Message::Learnt(Box::new(run))).is_err() || executor.is_some() {
+        return;
+    }
+    let Some(helper) = helper else { return };
+    pause = FIRST_PAUSE;
+    while helper.is_alive() && !sender.is_closed() {
+        let found = blocking(move || {
+            let executor = registry::executor_of(helper)?;
+            // Now it sits in every cgroup that the agent's isolators have for it.
+            Some((executor, membership(executor.pid)))
+        })
+        .await
+        .flatten();
+        if let Some((executor, seat)) = found {
+            let _ = sender.send(Message::ExecutorLearnt {
+                container,
+                executor,
+                seat,
+            });
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Tells the agent's watch who the helper's parent is.
+pub fn learn_agent(host: &Host, run: &Run) {
+    if let Some(helper) = run.helper.filter(|helper| helper.is_alive())
+        && let Some(parent) = stat(helper.pid).and_then(|stat| Proc::of(stat.ppid))
+    {
+        host.agents[run.agent].learn(parent);
+    }
+}
+
+/// Waits for a process to end and says so.
+pub async fn watch_process(
+    container: ContainerId,
+    proc: Proc,
+    ended: Ended,
+    sender: UnboundedSender<Message>,
+) {
+    match proc.pidfd() {
+        Ok(None) => {}
+        Ok(Some(fd)) => match readable(fd) {
+            Ok(fd) => {
+                tokio::select! {
+                    _ = fd.readable() => {}
+                    () = sender.closed() => return,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%container, %error, "a pidfd cannot be waited for; polling");
+                poll(proc, &sender).await;
+            }
+        },
+        // No pidfds before Linux 5.3, or no descriptor left.
+        Err(error) => {
+            tracing::warn!(%container, pid = proc.pid, %error, "no pidfd; polling");
+            poll(proc, &sender).await;
+        }
+    }
+    let _ = sender.send(Message::Ended(container, ended));
+}
+
+fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor, never changes it, and closes it last.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
+}
+
+async fn poll(proc: Proc, sender: &UnboundedSender<Message>) {
+    while proc.is_alive() && !sender.is_closed() {
+        tokio::time::sleep(LONGEST_PAUSE).await;
+    }
+}
+
+/// Waits until no process of an orphaned run is left.
+pub async fn await_alone(host: Arc<Host>, run: Run, sender: UnboundedSender<Message>) {
+    let container = run.container;
+    let mut pause = FIRST_PAUSE;
+    while !sender.is_closed() {
+        let (shared, run) = (Arc::clone(&host), run.clone());
+        let left = blocking(move || {
+            cgroups_of(&shared.hierarchies, shared.dirs(run.agent), run.container)
+                .and_then(|cgroups| run.own_processes(&cgroups))
+        })
+        .await;
+        if matches!(left, Some(Ok(ref processes)) if processes.is_empty()) {
+            let _ = sender.send(Message::Alone(container));
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// `None`: the work panicked, which was logged.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}

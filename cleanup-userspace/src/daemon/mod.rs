@@ -1,0 +1,147 @@
+//! `compose-cleanup watch`: everything put together.
+
+mod casebook;
+mod core;
+mod learn;
+mod preflight;
+mod surveyor;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::core::Core;
+use crate::case::Host;
+use crate::cgroup::{Hierarchies, Hierarchy};
+use crate::config::{Config, Layout, Mode};
+use crate::docker::Docker;
+use crate::mesos::{AgentDirs, discover};
+use crate::probe::{self, Probe, ProbeOptions, RootSpec};
+
+/// How often to look for an agent while none is known.
+const DISCOVERY: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT. An error says why the daemon cannot work here.
+pub async fn watch(config: Config) -> anyhow::Result<()> {
+    preflight::check()?;
+    let mut stop = Stop::new()?;
+    let hierarchies = Hierarchies::discover()?;
+    let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
+    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
+
+    let agents = tokio::select! {
+        agents = find_agents(&config) => agents,
+        () = stop.wait() => return Ok(()),
+    };
+    // Several agents may share a root: the kernel program knows it once.
+    let mut roots: Vec<RootSpec> = Vec::new();
+    for agent in &agents {
+        let spec = RootSpec {
+            path: launcher.root(&agent.cgroups_root),
+            layout,
+        };
+        if !roots.contains(&spec) {
+            roots.push(spec);
+        }
+    }
+    let probe = Probe::start(ProbeOptions {
+        roots,
+        ring_bytes: config.probe.ring_bytes,
+        kernel_log: config.probe.kernel_log,
+    })
+    .await
+    .context("the exit probe cannot run on this host")?;
+
+    for agent in &agents {
+        tracing::info!(
+            work_dir = %agent.work_dir.display(),
+            runtime_dir = %agent.runtime_dir.display(),
+            cgroups_root = %agent.cgroups_root,
+            "agent"
+        );
+    }
+    let mode = config.mode;
+    let host = Arc::new(Host::new(config, hierarchies, launcher, docker, agents));
+    if mode == Mode::Observe {
+        tracing::info!(
+            "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
+        );
+    }
+    Core::new(host, probe).run(stop.wait()).await;
+    Ok(())
+}
+
+/// Where the launcher puts containers, and how.
+fn launcher_hierarchy(
+    hierarchies: &Hierarchies,
+    layout: Layout,
+) -> anyhow::Result<(Hierarchy, probe::Layout)> {
+    let freezer = || {
+        hierarchies
+            .freezer()
+            .map(|h| (h.clone(), probe::Layout::V1))
+    };
+    let unified = || {
+        hierarchies
+            .unified()
+            .map(|h| (h.clone(), probe::Layout::V2))
+    };
+    let found = match layout {
+        Layout::Auto => freezer().or_else(unified),
+        Layout::V1 => freezer(),
+        Layout::V2 => unified(),
+    };
+    found.with_context(|| match layout {
+        Layout::V1 => "cgroup.layout is \"v1\", but no freezer hierarchy is mounted",
+        Layout::V2 => "cgroup.layout is \"v2\", but no cgroup2 is mounted",
+        Layout::Auto => "neither a freezer hierarchy nor cgroup2 is mounted",
+    })
+}
+
+/// The configured agents, else the ones that run; waits for the first of those.
+async fn find_agents(config: &Config) -> Vec<AgentDirs> {
+    if !config.agents.is_empty() {
+        return config.agents.iter().map(AgentDirs::from).collect();
+    }
+    let mut complained = false;
+    loop {
+        let found = tokio::task::spawn_blocking(discover)
+            .await
+            .unwrap_or_default();
+        if !found.is_empty() {
+            return found;
+        }
+        if !complained {
+            tracing::warn!(
+                "no agent is configured and no mesos-agent runs: waiting for one; \
+                 name its directories in [[agents]] to watch before it starts"
+            );
+            complained = true;
+        }
+        tokio::time::sleep(DISCOVERY).await;
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What must be true of this process before it may act as a host's cleaner.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+/// Inode numbers of the initial namespaces (include/linux/proc_ns.h, since 3.8;
+/// the cgroup namespace since 4.6).
+const NAMESPACES: [(&str, &str, &str); 2] = [
+    (
+        "pid",
+        "pid:[4026531836]",
+        "with the host's PIDs (docker run --pid=host, hostPID: true)",
+    ),
+    (
+        "cgroup",
+        "cgroup:[4026531835]",
+        "in the host's cgroup namespace (docker run --cgroupns=host)",
+    ),
+];
+
+pub fn check() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("must run as root: stopping containers and removing cgroups is root's; try sudo");
+    }
+    for (name, initial, how) in NAMESPACES {
+        let path = Path::new("/proc/self/ns").join(name);
+        let Ok(_) = fs::symlink_metadata(&path) else {
+            // A kernel without this kind of namespace has only the host's.
+            continue;
+        };
+        let link =
+            fs::read_link(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if link != Path::new(initial) {
+            bail!(
+                "runs in a {name} namespace that is not the host's ({}): PIDs and cgroups would be mistaken; run it {how}",
+                link.display()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What Docker says of one container: the part that never changes, and its state.
+
+use std::collections::HashMap;
+use std::time::UNIX_EPOCH;
+
+use bollard::models::ContainerInspectResponse;
+
+use crate::mesos::ContainerId;
+
+/// The immutable part of a container: safe to keep for as long as it exists.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ContainerInfo {
+    pub id: String,
+    /// Without the leading slash.
+    pub name: String,
+    pub labels: HashMap<String, String>,
+    /// `HostConfig.CgroupParent`; empty for Docker's default.
+    pub cgroup_parent: String,
+    /// Creation, in seconds since the epoch.
+    pub created: f64,
+    /// Made by a Mesos agent's own Docker containerizer.
+    pub agents_own: bool,
+}
+
+/// The changing part.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ContainerState {
+    pub running: bool,
+    pub exit_code: i64,
+    pub oom_killed: bool,
+    /// End, in seconds since the epoch; 0 if it never ended.
+    pub finished: f64,
+}
+
+impl ContainerInfo {
+    pub fn from_inspect(answer: &ContainerInspectResponse) -> Self {
+        let name = answer
+            .name
+            .as_deref()
+            .unwrap_or_default()
+            .trim_start_matches('/')
+            .to_owned();
+        let config = answer.config.as_ref();
+        let env = config
+            .and_then(|config| config.env.as_deref())
+            .unwrap_or_default();
+        Self {
+            id: answer.id.clone().unwrap_or_default(),
+            agents_own: is_agents_own(&name)
+                || env
+                    .iter()
+                    .any(|var| var.starts_with("MESOS_CONTAINER_NAME=")),
+            labels: config
+                .and_then(|config| config.labels.clone())
+                .unwrap_or_default(),
+            cgroup_parent: answer
+                .host_config
+                .as_ref()
+                .and_then(|host| host.cgroup_parent.clone())
+                .unwrap_or_default(),
+            created: answer
+                .created
+                .as_ref()
+                .map_or(0.0, |text| unix_seconds(&text.to_string())),
+            name,
+        }
+    }
+}
+
+impl ContainerState {
+    pub fn from_inspect(answer: &ContainerInspectResponse) -> Self {
+        let Some(state) = answer.state.as_ref() else {
+            return Self::default();
+        };
+        Self {
+            // A restarting container counts as running: only a stop ends it.
+            running: state.running.unwrap_or(false) || state.restarting.unwrap_or(false),
+            exit_code: state.exit_code.unwrap_or(0),
+            oom_killed: state.oom_killed.unwrap_or(false),
+            finished: state
+                .finished_at
+                .as_ref()
+                .map_or(0.0, |text| unix_seconds(&text.to_string())),
+        }
+    }
+}
+
+/// Whether a container of this name is managed by a Mesos agent: `mesos-<uuid>`
+/// since 1.4, `mesos-<agent id>.<uuid>` before, `….executor` for an executor in
+/// a container (src/slave/containerizer/docker.cpp). Such are never touched.
+pub fn is_agents_own(name: &str) -> bool {
+    let Some(rest) = name.trim_start_matches('/').strip_prefix("mesos-") else {
+        return false;
+    };
+    let rest = rest.strip_suffix(".executor").unwrap_or(rest);
+    let id = rest.rsplit_once('.').map_or(rest, |(_agent, id)| id);
+    id.parse::<ContainerId>().is_ok()
+}
+
+/// Docker's zero time (year 1) and garbage are 0.
+fn unix_seconds(rfc3339: &str) -> f64 {
+    humantime::parse_rfc3339_weak(rfc3339)
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_agents_own_containers() {
+        let id = "857fd7a0-df05-458b-bd72-f5c280790aa0";
+        for own in [
+            format!("mesos-{id}"),
+            format!("/mesos-{id}"),
+            format!("mesos-{id}.executor"),
+            format!("mesos-8d6c-S1.{id}"),
+            format!("mesos-8d6c-S1.{id}.executor"),
+        ] {
+            assert!(is_agents_own(&own), "{own}");
+        }
+        for other in [
+            "mesos-foo".to_owned(),
+            "mesos-".to_owned(),
+            id.to_owned(),
+            format!("mesos-{id}_web_1"),
+            format!("x-mesos-{id}"),
+        ] {
+            assert!(!is_agents_own(&other), "{other}");
+        }
+    }
+
+    #[test]
+    fn docker_times() {
+        assert_eq!(unix_seconds("1970-01-01T00:00:01.5Z"), 1.5);
+        assert!((unix_seconds("2026-11-24T07:00:00.123456789Z") - 1_795_503_600.123).abs() < 0.01);
+        assert_eq!(unix_seconds("0001-01-01T00:00:00Z"), 0.0);
+        assert_eq!(unix_seconds("soon"), 0.0);
+    }
+}

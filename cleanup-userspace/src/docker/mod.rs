@@ -1,0 +1,14 @@
+//! Docker: a narrow, deadlined client and the rules that say which containers
+//! are a run's pod.
+
+mod client;
+mod container;
+mod follow;
+mod index;
+mod join;
+
+pub use client::{Docker, DockerError, Stopped};
+pub use container::{ContainerInfo, ContainerState, is_agents_own};
+pub use follow::{DockerChange, follow_docker, list_all};
+pub use index::Index;
+pub use join::{JoinKey, LabelEvidence, RunScope, exact_key, label_key, named_runs};

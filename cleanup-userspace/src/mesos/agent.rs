@@ -1,0 +1,283 @@
+//! Whether an agent lives, is recovering, or is gone.
+//!
+//! A living agent owns its containers: what it still has to remove, we must not
+//! (architecture rule 5). So it counts as alive until everything that is known of
+//! it says otherwise, for [`ABSENT_AFTER`] without a break. What is known: the
+//! processes that were seen to be the parents of its launcher helpers, processes
+//! that are called like an agent and do not name another work directory, and
+//! whoever listens on the port it checkpointed.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use prost::Message as _;
+
+use super::AgentDirs;
+use super::discover::{agent_flag, is_agent_process};
+use crate::process::{self, Proc};
+
+/// How long every sign of an agent must be missing before it counts as absent.
+pub const ABSENT_AFTER: Duration = Duration::from_secs(5);
+
+/// What an agent is doing now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentState {
+    /// It owns its containers.
+    Alive,
+    /// It was started and has not finished its recovery: nothing may be removed
+    /// under its eyes, a vanished cgroup can end it.
+    Recovering,
+    /// Proven to be gone.
+    Absent,
+}
+
+/// `meta/slaves/latest/slave.info`, as far as it matters here
+/// (include/mesos/mesos.proto, the same from 1.0 to 1.11).
+#[derive(Clone, PartialEq, prost::Message)]
+struct SlaveInfo {
+    #[prost(int32, optional, tag = "8")]
+    port: Option<i32>,
+}
+
+/// Follows one agent.
+#[derive(Debug)]
+pub struct AgentWatch {
+    dirs: AgentDirs,
+    /// Processes seen to be this agent.
+    known: HashSet<Proc>,
+    /// Processes of it that were seen to have finished their recovery.
+    recovered: HashSet<Proc>,
+    silent_since: Option<Instant>,
+}
+
+impl AgentWatch {
+    pub fn new(dirs: AgentDirs) -> Self {
+        Self {
+            dirs,
+            known: HashSet::new(),
+            recovered: HashSet::new(),
+            silent_since: None,
+        }
+    }
+
+    /// The parent of a living launcher helper is the agent that started it,
+    /// unless it is init, to which orphans go.
+    pub fn learn(&mut self, parent: Proc) {
+        if parent.pid > 1 {
+            self.known.insert(parent);
+        }
+    }
+
+    pub fn state(&mut self, now: Instant) -> AgentState {
+        let port = self.checkpointed_port();
+        let listening = port.map(is_listened_to);
+        let mut alive: Vec<Proc> = self
+            .known
+            .iter()
+            .copied()
+            .filter(|proc| proc.is_alive())
+            .collect();
+        if alive.is_empty() {
+            alive = self.lookalikes();
+        }
+        if alive.is_empty() && listening == Some(true) {
+            alive = port.map(listeners).unwrap_or_default();
+        }
+        // Without any way to tell, it counts as alive.
+        let can_tell = !self.known.is_empty() || port.is_some();
+        if !alive.is_empty() || listening == Some(true) || !can_tell {
+            self.silent_since = None;
+            return self.alive_or_recovering(&alive);
+        }
+        let since = *self.silent_since.get_or_insert(now);
+        if now.duration_since(since) >= ABSENT_AFTER {
+            AgentState::Absent
+        } else {
+            AgentState::Alive
+        }
+    }
+
+    fn alive_or_recovering(&mut self, alive: &[Proc]) -> AgentState {
+        let Some(newest) = alive.iter().max_by_key(|proc| proc.start_ticks) else {
+            return AgentState::Alive;
+        };
+        if self.recovered.contains(newest) {
+            return AgentState::Alive;
+        }
+        // The last thing that a recovery does is to write this file.
+        let written = fs::metadata(self.dirs.work_dir.join("meta/boot_id"))
+            .and_then(|meta| meta.modified())
+            .ok()
+            .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        // A start time is exact to one tick of 10 ms.
+        if written.is_some_and(|time| time.as_secs_f64() + 0.02 >= newest.started_at()) {
+            self.recovered.insert(*newest);
+            return AgentState::Alive;
+        }
+        AgentState::Recovering
+    }
+
+    /// Processes that are called like an agent and do not name another work
+    /// directory.
+    fn lookalikes(&self) -> Vec<Proc> {
+        process::all()
+            .filter(|pid| is_agent_process(*pid))
+            .filter(|pid| {
+                agent_flag(*pid, "work_dir").is_none_or(|dir| same_place(&dir, &self.dirs.work_dir))
+            })
+            .filter_map(Proc::of)
+            .filter(|proc| proc.is_alive())
+            .collect()
+    }
+
+    fn checkpointed_port(&self) -> Option<u16> {
+        let bytes = read_small(&self.dirs.work_dir.join("meta/slaves/latest/slave.info")).ok()?;
+        // A record: its length in four bytes, then the message.
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+        let message = bytes.get(4..)?.get(..usize::try_from(length).ok()?)?;
+        let port = SlaveInfo::decode(message).ok()?.port.unwrap_or(5051);
+        u16::try_from(port).ok().filter(|port| *port != 0)
+    }
+}
+
+/// An agent may see its work directory under another name (in a container).
+fn same_place(theirs: &Path, ours: &Path) -> bool {
+    theirs == ours || ours.ends_with(theirs.strip_prefix("/").unwrap_or(theirs))
+}
+
+/// Reads a file that has no reason to be large.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    use io::Read as _;
+    let mut bytes = Vec::new();
+    fs::File::open(path)?
+        .take(1 << 20)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn listening_sockets(port: u16) -> impl Iterator<Item = u64> {
+    let v4 = procfs::net::tcp().unwrap_or_default();
+    let v6 = procfs::net::tcp6().unwrap_or_default();
+    v4.into_iter()
+        .chain(v6)
+        .filter(move |entry| {
+            entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
+        })
+        .map(|entry| entry.inode)
+}
+
+fn is_listened_to(port: u16) -> bool {
+    listening_sockets(port).next().is_some()
+}
+
+/// The processes that hold a listening socket on this port.
+fn listeners(port: u16) -> Vec<Proc> {
+    let names: Vec<PathBuf> = listening_sockets(port)
+        .map(|inode| PathBuf::from(format!("socket:[{inode}]")))
+        .collect();
+    process::all()
+        .filter(|pid| {
+            fs::read_dir(format!("/proc/{pid}/fd"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| names.contains(&target)))
+        })
+        .filter_map(Proc::of)
+        .collect()
+}
+
+/// The base name of a path as text, for comparison with names of programs.
+pub(super) fn base_name(path: &OsStr) -> &[u8] {
+    Path::new(path)
+        .file_name()
+        .map_or(b"", |name| name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::CgroupsRoot;
+
+    fn watch(work_dir: &Path) -> AgentWatch {
+        AgentWatch::new(AgentDirs {
+            work_dir: work_dir.to_owned(),
+            runtime_dir: work_dir.join("run"),
+            cgroups_root: CgroupsRoot::default(),
+        })
+    }
+
+    fn checkpoint_port(work_dir: &Path, port: u16) {
+        let dir = work_dir.join("meta/slaves/latest");
+        fs::create_dir_all(&dir).unwrap();
+        let message = SlaveInfo {
+            port: Some(i32::from(port)),
+        }
+        .encode_to_vec();
+        let mut record = u32::try_from(message.len()).unwrap().to_ne_bytes().to_vec();
+        record.extend(message);
+        fs::write(dir.join("slave.info"), record).unwrap();
+    }
+
+    #[test]
+    fn without_any_evidence_an_agent_is_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_ne!(watch(dir.path()).state(Instant::now()), AgentState::Absent);
+    }
+
+    #[test]
+    fn absent_only_after_a_while_of_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = watch(dir.path());
+        let me = Proc::of(std::process::id()).unwrap();
+        // Never was: the same PID with another start time.
+        watch.learn(Proc {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        });
+        let start = Instant::now();
+        assert_eq!(watch.state(start), AgentState::Alive);
+        assert_eq!(
+            watch.state(start + ABSENT_AFTER - Duration::from_millis(1)),
+            AgentState::Alive
+        );
+        assert_eq!(watch.state(start + ABSENT_AFTER), AgentState::Absent);
+    }
+
+    #[test]
+    fn a_listener_on_the_checkpointed_port_is_an_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        checkpoint_port(dir.path(), listener.local_addr().unwrap().port());
+        let mut watch = watch(dir.path());
+        let start = Instant::now();
+        // This test process started before it "wrote" a boot id: recovering.
+        assert_eq!(watch.state(start), AgentState::Recovering);
+        fs::write(dir.path().join("meta/boot_id"), "x").unwrap();
+        assert_eq!(watch.state(start), AgentState::Alive);
+        assert_eq!(watch.state(start + ABSENT_AFTER * 2), AgentState::Alive);
+        drop(listener);
+        assert_eq!(watch.state(start + ABSENT_AFTER * 2), AgentState::Alive);
+        assert_eq!(watch.state(start + ABSENT_AFTER * 3), AgentState::Absent);
+    }
+
+    #[test]
+    fn garbage_in_the_checkpoint_is_no_evidence() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("meta/slaves/latest")).unwrap();
+        for garbage in [
+            &b""[..],
+            b"\x01",
+            b"\xff\xff\xff\xff",
+            b"\x02\0\0\0\xff\xff",
+        ] {
+            fs::write(dir.path().join("meta/slaves/latest/slave.info"), garbage).unwrap();
+            assert_eq!(watch(dir.path()).checkpointed_port(), None, "{garbage:?}");
+        }
+    }
+}

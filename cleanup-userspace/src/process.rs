@@ -1,0 +1,259 @@
+//! Processes as seen in `/proc`: identity that survives PID reuse, environment,
+//! children, and signals that can only reach the process they were meant for.
+//!
+//! `/proc` is asked about *living* processes only: on cgroup v1 it denies an
+//! exiting task's cgroup (architecture rule 1), and a PID alone may be reused.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The kernel's clock ticks per second in `/proc` (USER_HZ), fixed on Linux.
+const NANOS_PER_TICK: u64 = 1_000_000_000 / 100;
+
+/// One process for as long as it lives: its PID and when it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Proc {
+    pub pid: u32,
+    /// Start time since boot in clock ticks (10 ms), field 22 of `/proc/PID/stat`.
+    pub start_ticks: u64,
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    pub proc: Proc,
+    pub ppid: u32,
+    pub session: u32,
+    /// Zombie or dead: exited, at most not yet reaped.
+    pub ended: bool,
+}
+
+impl Proc {
+    /// The process that has this PID now; `None` if there is none.
+    pub fn of(pid: u32) -> Option<Self> {
+        stat(pid).map(|stat| stat.proc)
+    }
+
+    /// The process that a kernel event is about.
+    pub fn of_event(tgid: u32, start_boottime_ns: u64) -> Self {
+        Self {
+            pid: tgid,
+            start_ticks: start_boottime_ns / NANOS_PER_TICK,
+        }
+    }
+
+    /// Whether exactly this process still runs. A zombie does not.
+    pub fn is_alive(self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.proc == self && !stat.ended)
+    }
+
+    /// Whether a kernel event with this thread group and start time is about
+    /// this process.
+    pub fn matches(self, tgid: u32, start_boottime_ns: u64) -> bool {
+        self == Self::of_event(tgid, start_boottime_ns)
+    }
+
+    /// A descriptor that becomes readable when exactly this process has ended.
+    /// `Ok(None)`: it has ended already.
+    pub fn pidfd(self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            // Between reading the PID and opening it, it may have been reused.
+            Ok(fd) if self.is_alive() => Ok(Some(fd)),
+            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends SIGKILL to this process if `still` holds after it was pinned.
+    /// Returns whether a signal was sent.
+    pub fn kill_if(self, still: impl FnOnce() -> bool) -> io::Result<bool> {
+        let Some(fd) = self.pidfd()? else {
+            return Ok(false);
+        };
+        if !still() {
+            return Ok(false);
+        }
+        match pidfd_send_signal(&fd, Signal::KILL) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// When it was started, in wall-clock seconds since the epoch.
+    pub fn started_at(self) -> f64 {
+        let now_boot = clock_ns(rustix::time::ClockId::Boottime);
+        let age = now_boot.saturating_sub(self.start_ticks * NANOS_PER_TICK);
+        unix_seconds() - age as f64 / 1e9
+    }
+}
+
+/// `None`: no such process.
+pub fn stat(pid: u32) -> Option<Stat> {
+    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
+        .and_then(|process| process.stat())
+        .ok()?;
+    Some(Stat {
+        proc: Proc {
+            pid,
+            start_ticks: stat.starttime,
+        },
+        ppid: u32::try_from(stat.ppid).unwrap_or(0),
+        session: u32::try_from(stat.session).unwrap_or(0),
+        ended: matches!(stat.state, 'Z' | 'X' | 'x'),
+    })
+}
+
+/// The environment the process was started with. Values may be any bytes.
+pub fn environ(pid: u32) -> io::Result<HashMap<OsString, OsString>> {
+    let bytes = fs::read(format!("/proc/{pid}/environ"))?;
+    Ok(parse_environ(&bytes))
+}
+
+fn parse_environ(bytes: &[u8]) -> HashMap<OsString, OsString> {
+    bytes
+        .split(|byte| *byte == 0)
+        .filter_map(|entry| {
+            let at = entry.iter().position(|byte| *byte == b'=')?;
+            Some((
+                OsString::from_vec(entry[..at].to_vec()),
+                OsString::from_vec(entry[at + 1..].to_vec()),
+            ))
+        })
+        // The first of two equal names wins, as it does for getenv(3).
+        .fold(HashMap::new(), |mut map, (name, value)| {
+            map.entry(name).or_insert(value);
+            map
+        })
+}
+
+/// The arguments the process was started with.
+pub fn arguments(pid: u32) -> io::Result<Vec<OsString>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
+    Ok(bytes
+        .split(|byte| *byte == 0)
+        .map(|argument| OsString::from_vec(argument.to_vec()))
+        .collect())
+}
+
+/// The children of every thread of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for task in tasks.flatten() {
+        match fs::read_to_string(task.path().join("children")) {
+            Ok(text) => found.extend(
+                text.split_ascii_whitespace()
+                    .filter_map(|c| c.parse::<u32>().ok()),
+            ),
+            // A kernel without CONFIG_PROC_CHILDREN: look at every process.
+            Err(_) => {
+                return all()
+                    .filter(|child| stat(*child).is_some_and(|s| s.ppid == pid))
+                    .collect();
+            }
+        }
+    }
+    found
+}
+
+/// Every PID of the host now.
+pub fn all() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    clock_ns(rustix::time::ClockId::Monotonic)
+}
+
+fn clock_ns(clock: rustix::time::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Wall-clock seconds since the epoch.
+pub fn unix_seconds() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_has_an_identity() {
+        let me = Proc::of(std::process::id()).expect("own stat");
+        assert!(me.is_alive());
+        assert!(me.pidfd().expect("pidfd_open").is_some());
+        assert!(me.matches(me.pid, me.start_ticks * NANOS_PER_TICK + 1));
+        assert!(!me.matches(me.pid, (me.start_ticks + 1) * NANOS_PER_TICK));
+        assert!((me.started_at() - unix_seconds()).abs() < 86_400.0);
+    }
+
+    #[test]
+    fn another_start_time_is_another_process() {
+        let me = Proc::of(std::process::id()).expect("own stat");
+        let other = Proc {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        };
+        assert!(!other.is_alive());
+        assert!(other.pidfd().expect("pidfd_open").is_none());
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive_and_a_child_is_found() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
+        let proc = Proc::of(child.id()).expect("child");
+        assert!(children(std::process::id()).contains(&child.id()));
+        assert!(proc.kill_if(|| true).expect("kill"));
+        // Unreaped until wait(): a zombie by the time its pidfd is readable.
+        let fd = pidfd_open(
+            Pid::from_raw(child.id() as i32).expect("pid"),
+            PidfdFlags::empty(),
+        )
+        .expect("pidfd of a zombie");
+        let mut poll = [rustix::event::PollFd::new(
+            &fd,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut poll, None).expect("poll");
+        assert!(!proc.is_alive());
+        child.wait().expect("wait");
+    }
+
+    #[test]
+    fn environ_keeps_any_bytes_and_the_first_of_two() {
+        let env = parse_environ(b"A=1\0B=x=y\0A=2\0=odd\0\xff=\xfe\0none\0");
+        assert_eq!(
+            env.get(std::ffi::OsStr::new("A")).map(OsString::as_os_str),
+            Some("1".as_ref())
+        );
+        assert_eq!(
+            env.get(std::ffi::OsStr::new("B")).map(OsString::as_os_str),
+            Some("x=y".as_ref())
+        );
+        assert_eq!(env.len(), 4);
+    }
+}
