@@ -1,0 +1,59 @@
+//! Waiting, always with a deadline. The only place that sleeps.
+
+use std::fmt::Display;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Calls `probe` until it has something, for no longer than `limit`.
+///
+/// `what` completes the sentence "waited 5 s for …".
+pub fn until<T>(
+    limit: Duration,
+    what: impl Display,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    try_until(limit, what, || Ok(probe()))
+}
+
+/// [`until`], ended early by an error of `probe`: what was waited for can no
+/// longer happen.
+pub fn try_until<T>(
+    limit: Duration,
+    what: impl Display,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    let mut pause = SHORTEST_PAUSE;
+    loop {
+        // Look at the clock first: a probe that takes long gets its result in.
+        let elapsed = start.elapsed();
+        if let Some(found) = probe()? {
+            return Ok(found);
+        }
+        if elapsed >= limit {
+            bail!("waited {:.1} s in vain for {what}", elapsed.as_secs_f64());
+        }
+        thread::sleep(pause.min(limit.saturating_sub(elapsed)));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Makes sure that `probe` stays true for `period`.
+pub fn holds(period: Duration, what: impl Display, mut probe: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < period {
+        if !probe() {
+            bail!(
+                "after {:.1} s no longer: {what}",
+                start.elapsed().as_secs_f64()
+            );
+        }
+        thread::sleep(LONGEST_PAUSE.min(period));
+    }
+    Ok(())
+}

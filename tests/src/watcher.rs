@@ -1,0 +1,171 @@
+//! The daemon under test: `compose-cleanup watch`, and what it says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::docker::Dockerd;
+use crate::mesos::agent::Agent;
+use crate::scratch::Scratch;
+use crate::service::Service;
+use crate::{bins, log, wait};
+
+const READY: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(30);
+const CASE: Duration = Duration::from_secs(90);
+
+/// Where an agent keeps its things, for the daemon's configuration.
+#[derive(Debug, Clone)]
+pub struct AgentPlace {
+    pub work_dir: PathBuf,
+    pub runtime_dir: PathBuf,
+    pub cgroups_root: String,
+}
+
+impl AgentPlace {
+    pub fn of(agent: &Agent, scratch: &Scratch) -> Self {
+        Self {
+            work_dir: agent.work_dir(),
+            runtime_dir: agent.runtime_dir(),
+            cgroups_root: scratch.name().to_owned(),
+        }
+    }
+}
+
+/// A running `compose-cleanup watch`.
+#[derive(Debug)]
+pub struct Watcher {
+    service: Service,
+}
+
+impl Watcher {
+    /// Starts the daemon with `options` (TOML, top-level keys first) and returns
+    /// when it watches and has found Docker.
+    pub fn start(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        let watcher = Self::spawn(scratch, &docker.socket(), agents, options)?;
+        watcher.wait_message("ready")?;
+        watcher.wait_message("Docker is there")?;
+        Ok(watcher)
+    }
+
+    /// [`start`](Self::start) without waiting for anything.
+    pub fn spawn(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        let mut config = format!(
+            "log_format = \"json\"\n{options}\n[docker]\nsocket = {:?}\n",
+            socket.display()
+        );
+        for agent in agents {
+            config += &format!(
+                "[[agents]]\nwork_dir = {:?}\nruntime_dir = {:?}\ncgroups_root = {:?}\n",
+                agent.work_dir.display(),
+                agent.runtime_dir.display(),
+                agent.cgroups_root
+            );
+        }
+        let path = scratch.path().join("compose-cleanup.toml");
+        fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        let mut command = scratch.command(bins::find("compose-cleanup")?);
+        command.arg("watch").arg("--config").arg(&path);
+        command.env("RUST_LOG", "debug,hyper_util=info,bollard=info");
+        let log = scratch.path().join("compose-cleanup.log");
+        // What an earlier one said must not be taken for this one's words.
+        let _ = fs::remove_file(&log);
+        Ok(Self {
+            service: Service::spawn(command, &log)?,
+        })
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.service.pid()
+    }
+
+    pub fn log_path(&self) -> &Path {
+        self.service.log_path()
+    }
+
+    /// Everything it has logged, one JSON object a line.
+    pub fn lines(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.log_path()).context("reading the daemon's log")?;
+        // The last line may still be on its way.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"))
+            })
+            .collect()
+    }
+
+    /// The lines with this message.
+    pub fn said(&self, message: &str) -> Result<Vec<Value>> {
+        let mut lines = self.lines()?;
+        lines.retain(|line| line["message"] == message);
+        Ok(lines)
+    }
+
+    /// Waits for a line with this message.
+    pub fn wait_message(&self, message: &str) -> Result<Value> {
+        self.wait_line(READY, &format!("the daemon to say `{message}`"), |line| {
+            line["message"] == message
+        })
+    }
+
+    /// Waits for the closing line of a run's case.
+    pub fn wait_case(&self, container_id: &str) -> Result<Value> {
+        self.wait_line(CASE, &format!("the case of {container_id}"), |line| {
+            line["message"] == "case" && line["container"] == container_id
+        })
+    }
+
+    /// The closing lines of a run's cases.
+    pub fn cases(&self, container_id: &str) -> Result<Vec<Value>> {
+        let mut cases = self.said("case")?;
+        cases.retain(|line| line["container"] == container_id);
+        Ok(cases)
+    }
+
+    fn wait_line(
+        &self,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        wait::try_until(limit, what, || {
+            let found = self.lines()?.into_iter().find(&wanted);
+            if found.is_none() && !self.service.process().alive() {
+                bail!("the daemon has ended");
+            }
+            Ok(found)
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
+    }
+
+    /// SIGTERM; how it ended.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.service.stop(STOP)
+    }
+
+    /// SIGKILL.
+    pub fn kill9(mut self) -> Result<()> {
+        self.service.kill().map(|_| ())
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait_end(&mut self) -> Result<ExitStatus> {
+        self.service.wait(STOP)
+    }
+}

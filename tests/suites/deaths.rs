@@ -1,0 +1,294 @@
+//! The main job, end to end: a real agent, real executors, real pods.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cleanup_tests::docker::Dockerd;
+use cleanup_tests::host::{Host, RunningPod};
+use cleanup_tests::mesos::agent::{AgentOptions, Launcher};
+use cleanup_tests::watcher::{AgentPlace, Watcher};
+use cleanup_tests::{log, wait};
+use serde_json::Value;
+
+const MESOS: &str = "1.11.0";
+const SOON: Duration = Duration::from_secs(60);
+
+fn watch(host: &Host, options: &str) -> Result<Watcher> {
+    let agent = AgentPlace::of(&host.agent, &host.scratch);
+    Watcher::start(&host.scratch, &host.docker, &[agent], options)
+}
+
+fn enforce(host: &Host) -> Result<Watcher> {
+    watch(host, "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"")
+}
+
+/// Nothing of a dead run is left on the host, and the agent is content.
+fn assert_clean(host: &Host, pod: &RunningPod, case: &Value) -> Result<()> {
+    let id = pod.executor.container_id();
+    assert_eq!(case["result"], "clean", "{case}");
+    assert_eq!(pod.executor.running_pod(&host.docker)?, Vec::<String>::new());
+    let beneath = |path: &std::path::Path| path.iter().any(|part| part == id);
+    let left: Vec<_> = host.scratch.leftovers().into_iter().filter(|path| beneath(path)).collect();
+    assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{case}");
+    assert_agent_is_well(host)
+}
+
+fn assert_agent_is_well(host: &Host) -> Result<()> {
+    assert_eq!(host.agent.errors_in_log()?, Vec::<String>::new());
+    let errors = host.agent.metrics()?["containerizer/mesos/container_destroy_errors"];
+    assert_eq!(errors, 0.0, "{}", log::tail(&host.agent.log_path(), 40));
+    Ok(())
+}
+
+fn exit_codes(docker: &Dockerd, pod: &RunningPod) -> Result<Vec<i64>> {
+    let code = |id: &String| docker.inspect(id)?["State"]["ExitCode"].as_i64().context("an exit code");
+    pod.containers.iter().map(code).collect()
+}
+
+/// SIGKILL of one of two executors: its pod is stopped and its cgroups are
+/// gone in every hierarchy; the other one's are as they were.
+#[test]
+fn sigkill_of_one_of_two() -> Result<()> {
+    let host = Host::start("sigkill", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let victim = host.run_pod("victim", 3, "")?;
+    let neighbour = host.run_pod("neighbour", 3, "")?;
+
+    victim.executor.sigkill_executor()?;
+    let case = watcher.wait_case(victim.executor.container_id())?;
+    assert_clean(&host, &victim, &case)?;
+    assert_eq!(case["origin"], "kernel", "{case}");
+    assert_eq!(case["status"], "signal 9", "{case}");
+    assert_eq!(case["executor"], "victim", "{case}");
+    assert_eq!(case["framework"], victim.executor.framework_id(), "{case}");
+    assert_eq!(case["containers"], 3, "{case}");
+    let update = host.framework.wait_terminal(&victim.task_id, SOON)?;
+    assert_eq!(update.reason.as_deref(), Some("REASON_EXECUTOR_TERMINATED"));
+
+    assert!(neighbour.executor.executor().alive());
+    assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 3);
+    for id in &neighbour.containers {
+        let state = &host.docker.inspect(id)?["State"];
+        assert_eq!(state["Running"], true);
+        assert_eq!(host.docker.inspect(id)?["RestartCount"], 0);
+    }
+    assert_eq!(watcher.said("case")?.len(), 1);
+    assert!(watcher.stop()?.success());
+    Ok(())
+}
+
+/// A clean exit of the executor leaves its pod as an orphan, too.
+#[test]
+fn clean_exit() -> Result<()> {
+    let host = Host::start("exit", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "--exit-after 300")?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["status"], "exit 0", "{case}");
+    assert_clean(&host, &pod, &case)
+}
+
+/// The kernel kills the executor for its memory.
+#[test]
+fn oom_kill() -> Result<()> {
+    let host = Host::start("oom", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "--oom")?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["status"], "signal 9", "{case}");
+    assert_clean(&host, &pod, &case)
+}
+
+/// A container that its restart policy would bring back, and one that ignores
+/// SIGTERM: both end, and the agent's destroy does not fail over the first.
+#[test]
+fn restart_policy_always_and_a_deaf_container() -> Result<()> {
+    let host = Host::start("restart", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 3, "--restart always --ignore-term 1")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_clean(&host, &pod, &case)?;
+    // Longer than Docker takes to restart something.
+    wait::holds(Duration::from_secs(2), "the pod stays stopped", || {
+        pod.executor.running_pod(&host.docker).is_ok_and(|running| running.is_empty())
+    })?;
+    assert_eq!(watcher.cases(pod.executor.container_id())?.len(), 1);
+    Ok(())
+}
+
+/// A service without labels that lies beneath the executor's cgroup.
+#[test]
+fn untagged_service() -> Result<()> {
+    let host = Host::start("untagged", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "--untagged 2")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["containers"], 2, "{case}");
+    assert_clean(&host, &pod, &case)
+}
+
+/// Most executors have no pod: they are no cases, and nothing of them is left.
+#[test]
+fn executor_without_a_pod() -> Result<()> {
+    let host = Host::start("nopod", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 0, "--no-pod")?;
+    let bystander = host.docker.docker(&["run", "-d", "--network=none", "pod:test", "sleep", "1000"])?;
+    pod.executor.sigkill_executor()?;
+    host.framework.wait_terminal(&pod.task_id, SOON)?;
+    let said = watcher.wait_message("an executor ended and left nothing behind")?;
+    assert_eq!(said["container"], pod.executor.container_id());
+    assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(watcher.said("case")?, Vec::<Value>::new());
+    assert_eq!(host.docker.running()?, [bystander.trim()]);
+    assert_agent_is_well(&host)
+}
+
+/// The agent is dead for good: what it would have removed goes, too.
+#[test]
+fn agent_absent() -> Result<()> {
+    let mut host = Host::start("absent", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "")?;
+    host.agent.kill9()?;
+    ensure!(pod.executor.executor().alive(), "an executor outlives its agent");
+    ensure!(pod.executor.running_pod(&host.docker)?.len() == 2);
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["result"], "clean", "{case}");
+    assert_eq!(case["origin"], "kernel", "{case}");
+    // Nobody else ended them: they had their grace.
+    assert_eq!(case["endings"], "2 term", "{case}");
+    assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
+    assert!(exit_codes(&host.docker, &pod)?.iter().all(|code| *code != 137));
+    Ok(())
+}
+
+/// The posix launcher has no cgroups of its own; the pod is found by the cgroup
+/// that Docker made for it.
+#[test]
+fn posix_launcher_with_cgroup_parent() -> Result<()> {
+    let options = AgentOptions {
+        launcher: Launcher::Posix,
+        isolation: "posix/cpu,posix/mem".to_owned(),
+        ..AgentOptions::default()
+    };
+    let host = Host::start("posix", MESOS, options)?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["origin"], "pidfd", "{case}");
+    assert_clean(&host, &pod, &case)
+}
+
+/// A pod without cgroup parent is found by where its compose files lie.
+#[test]
+fn pod_without_cgroup_parent() -> Result<()> {
+    let host = Host::start("nocgroup", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "--no-cgroup-parent")?;
+    let neighbour = host.run_pod("neighbour", 1, "--no-cgroup-parent")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["endings"], "2 term", "{case}");
+    assert_clean(&host, &pod, &case)?;
+    assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
+    Ok(())
+}
+
+/// The helper is killed, the executor lives on: nothing is touched until the
+/// agent, or somebody else, ends the executor.
+#[test]
+fn helper_killed_while_the_executor_lives() -> Result<()> {
+    let mut host = Host::start("helper", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "")?;
+    // A living agent would end the executor itself.
+    host.agent.kill9()?;
+    pod.executor.helper().signal(rustix::process::Signal::KILL)?;
+    watcher.wait_message(
+        "the launcher helper is dead, the executor is not: its pod is left alone until the executor is gone",
+    )?;
+    wait::holds(Duration::from_secs(1), "the pod runs", || {
+        pod.executor.running_pod(&host.docker).is_ok_and(|running| running.len() == 2)
+    })?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["result"], "clean", "{case}");
+    assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
+    Ok(())
+}
+
+/// Observe mode changes nothing, and says what it would have done.
+#[test]
+fn observe_changes_nothing() -> Result<()> {
+    let options = AgentOptions {
+        launcher: Launcher::Posix,
+        isolation: "posix/cpu,posix/mem".to_owned(),
+        ..AgentOptions::default()
+    };
+    // The posix launcher's agent touches no cgroup: whatever changes is our doing.
+    let host = Host::start("observe", MESOS, options)?;
+    let watcher = watch(&host, "mode = \"observe\"")?;
+    let pod = host.run_pod("pod", 2, "")?;
+    let state = || -> Result<_> {
+        let mut containers = Vec::new();
+        for id in host.docker.containers()? {
+            containers.push(host.docker.inspect(&id)?);
+        }
+        Ok((containers, host.scratch.leftovers()))
+    };
+    let before = state()?;
+    pod.executor.sigkill_executor()?;
+    host.framework.wait_terminal(&pod.task_id, SOON)?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["result"], "observed", "{case}");
+    assert_eq!(case["endings"], "2 would_stop", "{case}");
+    assert!(watcher.stop()?.success());
+    assert_eq!(state()?, before);
+    Ok(())
+}
+
+/// `action = "remove"` removes the containers as well.
+#[test]
+fn action_remove() -> Result<()> {
+    let host = Host::start("remove", MESOS, AgentOptions::default())?;
+    let watcher = watch(&host, "mode = \"enforce\"\naction = \"remove\"\ngrace = \"2s\"")?;
+    let pod = host.run_pod("pod", 2, "")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_clean(&host, &pod, &case)?;
+    assert_eq!(host.docker.containers()?, Vec::<String>::new());
+    Ok(())
+}
+
+/// An executor that died while the daemon did not run is found at the start.
+#[test]
+fn death_while_the_daemon_was_down() -> Result<()> {
+    let options = AgentOptions {
+        launcher: Launcher::Posix,
+        isolation: "posix/cpu,posix/mem".to_owned(),
+        ..AgentOptions::default()
+    };
+    let host = Host::start("down", MESOS, options)?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 2, "")?;
+    let neighbour = host.run_pod("neighbour", 1, "")?;
+    watcher.kill9()?;
+    pod.executor.sigkill_executor()?;
+    host.framework.wait_terminal(&pod.task_id, SOON)?;
+    ensure!(pod.executor.running_pod(&host.docker)?.len() == 2, "posix: the agent leaves the pod");
+
+    let watcher = enforce(&host)?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["origin"], "scan", "{case}");
+    assert_clean(&host, &pod, &case)?;
+    assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
+    // And the one that was there before the daemon is known to it.
+    neighbour.executor.sigkill_executor()?;
+    let case = watcher.wait_case(neighbour.executor.container_id())?;
+    assert_clean(&host, &neighbour, &case)
+}
