@@ -54,12 +54,22 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<String> {
 /// Machines may have a second, newer `docker` client; the suites mean the one
 /// that the daemon came with.
 pub fn system_program(name: &str) -> PathBuf {
-    let path = env::var_os("PATH").unwrap_or_default();
-    ["/usr/bin", "/usr/sbin"]
-        .into_iter()
-        .map(PathBuf::from)
-        .chain(env::split_paths(&path))
-        .map(|dir| dir.join(name))
+    let own = ["/usr/bin", "/usr/sbin"].map(PathBuf::from);
+    first(own.into_iter().chain(search_path()), name)
+}
+
+/// What is first in `PATH`: where `cargo xtask` puts what it had to unpack for
+/// itself, such as a static busybox beside the system's dynamic one.
+pub fn program_in_path(name: &str) -> PathBuf {
+    first(search_path().into_iter(), name)
+}
+
+fn search_path() -> Vec<PathBuf> {
+    env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect()
+}
+
+fn first(dirs: impl Iterator<Item = PathBuf>, name: &str) -> PathBuf {
+    dirs.map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .unwrap_or_else(|| PathBuf::from(name))
 }

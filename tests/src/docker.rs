@@ -100,7 +100,7 @@ impl Dockerd {
         let root = self.dir.join("rootfs");
         let bin = root.join("bin");
         fs::create_dir_all(&bin)?;
-        let busybox = system_program("busybox");
+        let busybox = command::program_in_path("busybox");
         fs::copy(&busybox, bin.join("busybox"))
             .with_context(|| format!("{} (Debian: busybox-static)", busybox.display()))?;
         for applet in command::output(Command::new(&busybox).arg("--list"), CLIENT)?.lines() {
@@ -190,6 +190,8 @@ impl Dockerd {
         let mut command = Command::new(system_program("dockerd"));
         command
             .env(name, value)
+            // A containerd that is slow to answer is made to dump its stacks there.
+            .env("TMPDIR", &self.dir)
             .args(["--iptables=false", "--ip-forward=false", "--bridge=none"])
             .arg(format!("--cgroup-parent=/{}", self.cgroup_parent))
             .arg("--data-root")

@@ -36,11 +36,21 @@ pub struct RunningPod {
 impl Host {
     /// Starts everything, with a framework that checkpoints.
     pub fn start(name: &str, mesos_version: &str, options: AgentOptions) -> Result<Self> {
+        Self::start_with(name, mesos_version, options, &[])
+    }
+
+    /// [`Self::start`] with more options for dockerd.
+    pub fn start_with(
+        name: &str,
+        mesos_version: &str,
+        options: AgentOptions,
+        docker_options: &[&str],
+    ) -> Result<Self> {
         let runtime = runtime::fetch(&[mesos_version])?
             .pop()
             .context("one version, one runtime")?;
         let scratch = Scratch::new(name)?;
-        let docker = Dockerd::start(&scratch)?;
+        let docker = Dockerd::start_with(&scratch, docker_options)?;
         docker.import_busybox()?;
         let agent = Agent::start(&scratch, &runtime, options)?;
         let framework = Framework::connect(agent.endpoint(), true)?;

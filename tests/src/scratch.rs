@@ -109,7 +109,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = self.place.sweep() {
+        if let Err(error) = wait::shielded(|| self.place.sweep()) {
             eprintln!("{}: {error:#}", self.name());
         }
     }

@@ -103,7 +103,7 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         if self.ended().is_none()
-            && let Err(error) = self.kill()
+            && let Err(error) = wait::shielded(|| self.kill())
         {
             eprintln!("{error:#}");
         }
@@ -127,6 +127,9 @@ static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
 
 fn spawn_bound(mut command: Command) -> io::Result<Child> {
     let parent = getpid();
+    // Ctrl-C on a terminal is for this process, which then ends its services in
+    // the right order.
+    command.process_group(0);
     // SAFETY: the closure makes two system calls and neither allocates nor
     // takes a lock, which is all that is allowed between fork and exec.
     unsafe { command.pre_exec(move || die_with(parent)) };

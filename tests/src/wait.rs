@@ -1,6 +1,9 @@
 //! Waiting, always with a deadline. The only place that sleeps.
 
+use std::cell::Cell;
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,6 +11,37 @@ use anyhow::{Result, bail};
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+static INTERRUPTION: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+thread_local! {
+    static SHIELDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Once set (a signal handler may do it), every wait of this process fails but
+/// the [`shielded`] ones: whoever waits returns, and what it owns cleans up.
+pub fn interruption() -> Arc<AtomicBool> {
+    Arc::clone(&INTERRUPTION)
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTION.load(Ordering::Relaxed)
+}
+
+/// Runs a clean-up, whose waits an interruption must not cut short.
+pub fn shielded<T>(clean_up: impl FnOnce() -> T) -> T {
+    let before = SHIELDED.replace(true);
+    let done = clean_up();
+    SHIELDED.set(before);
+    done
+}
+
+fn check_interruption(what: &impl Display) -> Result<()> {
+    if interrupted() && !SHIELDED.get() {
+        bail!("interrupted while waiting for {what}");
+    }
+    Ok(())
+}
 
 /// Calls `probe` until it has something, for no longer than `limit`.
 ///
@@ -38,6 +72,7 @@ pub fn try_until<T>(
         if elapsed >= limit {
             bail!("waited {:.1} s in vain for {what}", elapsed.as_secs_f64());
         }
+        check_interruption(&what)?;
         thread::sleep(pause.min(limit.saturating_sub(elapsed)));
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -53,6 +88,7 @@ pub fn holds(period: Duration, what: impl Display, mut probe: impl FnMut() -> bo
                 start.elapsed().as_secs_f64()
             );
         }
+        check_interruption(&what)?;
         thread::sleep(LONGEST_PAUSE.min(period));
     }
     Ok(())

@@ -80,7 +80,7 @@ impl Watcher {
         fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
-        command.env("RUST_LOG", "debug,hyper_util=info,bollard=info");
+        command.env("RUST_LOG", "warn,cleanup_userspace=debug");
         let log = scratch.path().join("compose-cleanup.log");
         // What an earlier one said must not be taken for this one's words.
         let _ = fs::remove_file(&log);

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{Host, RunningPod};
 use cleanup_tests::mesos::agent::{AgentOptions, Launcher};
+use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::watcher::{AgentPlace, Watcher};
 use cleanup_tests::{log, wait};
 use serde_json::Value;
@@ -249,6 +250,56 @@ fn observe_changes_nothing() -> Result<()> {
     assert_eq!(case["endings"], "2 would_stop", "{case}");
     assert!(watcher.stop()?.success());
     assert_eq!(state()?, before);
+    Ok(())
+}
+
+/// A framework that does not checkpoint: the agent leaves no record of the run
+/// beyond its sandbox and its runtime directory.
+#[test]
+fn non_checkpointing_framework() -> Result<()> {
+    let mut host = Host::start("nocheck", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    host.framework = Framework::connect(host.agent.endpoint(), false)?;
+    let pod = host.run_pod("pod", 2, "")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["framework"], pod.executor.framework_id(), "{case}");
+    assert_eq!(case["executor"], "pod", "{case}");
+    assert_clean(&host, &pod, &case)
+}
+
+/// A container that is started for a dead run after its case was closed, as an
+/// `up -d` in flight would: the case is reopened.
+#[test]
+fn a_container_comes_late() -> Result<()> {
+    let host = Host::start("late", MESOS, AgentOptions::default())?;
+    let watcher = enforce(&host)?;
+    let pod = host.run_pod("pod", 1, "")?;
+    let id = pod.executor.container_id().to_owned();
+    pod.executor.sigkill_executor()?;
+    watcher.wait_case(&id)?;
+    let parent = format!("--cgroup-parent=/{}/{id}", host.scratch.name());
+    host.docker.docker(&["run", "-d", "--network=none", &parent, "pod:test", "sleep", "1000"])?;
+    let reopened = wait::try_until(SOON, "the case to be closed again", || {
+        Ok(watcher.cases(&id)?.into_iter().nth(1))
+    })?;
+    assert_eq!(reopened["containers"], 1, "{reopened}");
+    assert_clean(&host, &pod, &reopened)
+}
+
+/// The same death with older releases: other cgroups, other files.
+#[test]
+fn older_releases() -> Result<()> {
+    for version in ["1.4.3", "1.6.1", "1.8.1"] {
+        let name = format!("v{}", version.replace('.', "-"));
+        let host = Host::start(&name, version, AgentOptions::default())?;
+        let watcher = enforce(&host)?;
+        let pod = host.run_pod("pod", 2, "--restart always")?;
+        pod.executor.sigkill_executor()?;
+        let case = watcher.wait_case(pod.executor.container_id())?;
+        assert_eq!(case["origin"], "kernel", "{version}: {case}");
+        assert_clean(&host, &pod, &case).with_context(|| format!("Mesos {version}"))?;
+    }
     Ok(())
 }
 

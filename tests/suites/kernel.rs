@@ -246,7 +246,6 @@ async fn reports_who_ended_where_and_when() {
     let mut probe = lab.probe().await;
     let mut helper = lab.play(&["launcher", "hold"]);
     let executor = helper.pid_line();
-    assert_eq!(helper.line(), "ready");
     let started = Process::of(executor.cast_signed()).expect("a living executor").start_time();
     helper.wait();
 
@@ -349,12 +348,10 @@ async fn executor_that_lives_a_millisecond_is_reported() {
     let lab = Lab::v1("short");
     let mut probe = lab.probe().await;
     // Children of a launcher helper, which is outside of nothing but by its own parent.
-    let mut play = lab.play(&["monitor", "200"]);
-    assert_eq!(play.line(), "done");
-    play.wait();
+    let pid = lab.play(&["monitor", "200"]).succeed();
     let records = lab.reported(&mut probe).await;
     assert_eq!(records.len(), 201);
-    assert!(records[..200].iter().all(|record| record.ppid == play.pid()));
+    assert!(records[..200].iter().all(|record| record.ppid == pid));
 }
 
 #[tokio::test]
@@ -363,7 +360,6 @@ async fn helper_killed_while_the_executor_lives() {
     let mut probe = lab.probe().await;
     let mut helper = lab.play(&["launcher", "hold"]);
     let executor = helper.pid_line();
-    assert_eq!(helper.line(), "ready");
 
     helper.kill();
     let record = only(lab.reported(&mut probe).await);
@@ -410,7 +406,6 @@ async fn children_of_an_executor_are_silent() {
     let mut probe = lab.probe().await;
     let mut helper = lab.play(&["launcher", "monitor", "500"]);
     let executor = helper.pid_line();
-    assert_eq!(helper.line(), "done");
     assert!(helper.wait().success());
     let records = lab.reported(&mut probe).await;
     assert_eq!(tgids(&records), [executor, helper.pid()]);
@@ -441,7 +436,7 @@ async fn exit_code_and_signal_are_the_wait_status() {
     assert_eq!(record.wait_status, waited.into_raw());
 
     let mut play = lab.play(&["hold"]);
-    assert_eq!(play.line(), "ready");
+    assert_eq!(play.pid_line(), play.pid());
     play.kill();
     let waited = play.wait();
     let record = only(lab.reported(&mut probe).await);
@@ -529,9 +524,10 @@ async fn hierarchies_are_those_of_the_task_itself() {
     assert!(record.hierarchies.unified());
     assert_eq!(record.hierarchies.to_string(), "blkio,freezer,unified");
 
-    // Of another run, or further down, is not there.
+    // Of another run, further down, or beneath something else than the root: not there.
     let mut cgroups = enter(&["freezer"]);
     cgroups.push(lab.cgroup_in("memory", OTHER_RUN));
+    cgroups.push(lab.cgroup_in("blkio", Path::new("below").join(RUN)));
     cgroups.push(lab.cgroup_in("cpu", Path::new(RUN).join("below")));
     lab.play_in(&cgroups, &["exit", "0"]).succeed();
     let record = only(lab.reported(&mut probe).await);
@@ -576,7 +572,7 @@ async fn each_of_many_roots_has_its_index() {
 async fn executor_older_than_the_probe_is_reported() {
     let lab = Lab::v1("older");
     let mut play = lab.play(&["hold"]);
-    assert_eq!(play.line(), "ready");
+    assert_eq!(play.pid_line(), play.pid());
     let mut probe = lab.probe().await;
     play.wait();
     assert_eq!(tgids(&lab.reported(&mut probe).await), [play.pid()]);

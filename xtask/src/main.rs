@@ -3,12 +3,17 @@
 //! A task is one file with `pub struct Args` (clap) and
 //! `pub fn run(&Args) -> anyhow::Result<ExitCode>`, named in [`tasks!`] below.
 
+mod bench;
 mod ci;
+mod demo;
 mod exec;
 mod lint;
 mod mesos_runtime;
 mod setup;
+mod stage;
+mod table;
 mod test;
+mod witness;
 mod workspace;
 
 use std::process::ExitCode;
@@ -22,6 +27,7 @@ use clap::{Parser, Subcommand};
     after_long_help = "\
 Examples:
   cargo xtask setup --check   What does this machine lack?
+  cargo xtask demo            See a dead executor's pod being cleaned up
   cargo xtask test            Install what is missing, build, run every test
   cargo xtask ci              Exactly what CI runs"
 )]
@@ -49,6 +55,8 @@ macro_rules! tasks {
 
 tasks! {
     Setup => setup,
+    Demo => demo,
+    Bench => bench,
     Test => test,
     Lint => lint,
     Ci => ci,

@@ -1,8 +1,8 @@
 //! Finding the agents of this host when the configuration does not name them.
 //!
-//! Only root's own processes are believed: an agent's arguments and environment,
-//! and the environment of its launcher helpers. Never an executor's environment,
-//! which a framework's user controls.
+//! Only the agents' own words are believed: the environment and working directory
+//! that they gave to a launcher helper, their arguments, their environment. Never
+//! what an executor could have made up: its environment is a framework's user's.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::agent::base_name;
-use crate::cgroup::CgroupsRoot;
+use super::{ContainerId, Identity};
+use crate::cgroup::{CgroupsRoot, membership};
 use crate::process;
 
 /// Where one agent keeps its things, as paths that this process can open.
@@ -24,6 +25,9 @@ pub struct AgentDirs {
 /// `--runtime_dir` of an agent that runs as root and was not told (src/slave/flags.cpp).
 const DEFAULT_RUNTIME_DIR: &str = "/var/run/mesos";
 
+/// How an agent tells a launcher helper about the container's directory.
+const RUNTIME_DIRECTORY: &str = "MESOS_CONTAINERIZER_RUNTIME_DIRECTORY";
+
 /// Names of agent binaries: since 1.0, and before.
 const AGENT_NAMES: [&[u8]; 4] = [
     b"mesos-agent",
@@ -32,34 +36,99 @@ const AGENT_NAMES: [&[u8]; 4] = [
     b"lt-mesos-slave",
 ];
 
-/// The agents that run now, each with where it keeps its things.
+/// The agents that run now, each with where it keeps its things: by their live
+/// launcher helpers first, which show what is really in use, then by their flags.
 pub fn discover() -> Vec<AgentDirs> {
     let mut found: Vec<AgentDirs> = Vec::new();
-    for pid in process::all().filter(|pid| is_agent_process(*pid)) {
-        let Some(work_dir) = agent_flag(pid, "work_dir") else {
-            continue;
-        };
-        let runtime_dir = runtime_dir_of_a_helper(pid)
-            .or_else(|| agent_flag(pid, "runtime_dir"))
-            .unwrap_or_else(|| PathBuf::from(DEFAULT_RUNTIME_DIR));
-        let cgroups_root = match agent_flag(pid, "cgroups_root").map(CgroupsRoot::try_from) {
-            None => CgroupsRoot::default(),
-            Some(Ok(root)) => root,
-            Some(Err(error)) => {
-                tracing::warn!(pid, %error, "agent skipped");
-                continue;
-            }
-        };
-        let dirs = AgentDirs {
-            work_dir: as_we_see_it(pid, &work_dir),
-            runtime_dir: as_we_see_it(pid, &runtime_dir),
-            cgroups_root,
-        };
-        if !found.contains(&dirs) {
+    let by_helpers = process::all().filter_map(dirs_of_helper);
+    let by_flags = process::all()
+        .filter(|pid| is_agent_process(*pid))
+        .filter_map(dirs_of_agent);
+    for dirs in by_helpers.chain(by_flags) {
+        if !found.iter().any(|known| known.work_dir == dirs.work_dir) {
             found.push(dirs);
         }
     }
     found
+}
+
+/// What a living launcher helper shows of its agent: the runtime directory in
+/// its environment, the sandbox as its working directory, the cgroups root in
+/// its own cgroup.
+///
+/// An executor could start a process that looks the same. It would have itself,
+/// or init, as its parent, and neither is an agent.
+fn dirs_of_helper(pid: u32) -> Option<AgentDirs> {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    // A sealed launcher is run from memory: `/memfd:mesos-containerizer (deleted)`.
+    if !exe.to_string_lossy().contains("mesos-containerizer") {
+        return None;
+    }
+    let mut env = process::environ(pid).ok()?;
+    let runtime = PathBuf::from(env.remove(OsStr::new(RUNTIME_DIRECTORY))?);
+    let container: ContainerId = runtime.file_name()?.to_str()?.parse().ok()?;
+    let runtime_dir = runtime
+        .parent()
+        .filter(|dir| dir.ends_with("containers"))?
+        .parent()?
+        .to_owned();
+
+    let agent = process::stat(pid)?.ppid;
+    let of_an_executor = |pid: u32| {
+        process::environ(pid).map_or(true, |env| {
+            env.contains_key(OsStr::new("MESOS_EXECUTOR_ID"))
+                || env.contains_key(OsStr::new(RUNTIME_DIRECTORY))
+        })
+    };
+    let beneath = |pid: u32| {
+        membership(pid).and_then(|seat| seat.paths().find_map(|path| root_above(path, container)))
+    };
+    if agent <= 1 || of_an_executor(agent) || beneath(agent).is_some() {
+        return None;
+    }
+
+    let sandbox = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    // <work_dir>/slaves/<S>/frameworks/<F>/executors/<E>/runs/<container>
+    let work_dir = sandbox.ancestors().nth(8)?.to_owned();
+    Identity::from_sandbox(&work_dir, &sandbox, container)?;
+    let cgroups_root = beneath(pid)
+        .or_else(|| {
+            CgroupsRoot::try_from(PathBuf::from(env.remove(OsStr::new("MESOS_CGROUPS_ROOT"))?)).ok()
+        })
+        .unwrap_or_default();
+    Some(AgentDirs {
+        work_dir: as_we_see_it(agent, &work_dir),
+        runtime_dir: as_we_see_it(agent, &runtime_dir),
+        cgroups_root,
+    })
+}
+
+/// `/a/mesos/<container>`, or a cgroup beneath it: `a/mesos`.
+fn root_above(path: &Path, container: ContainerId) -> Option<CgroupsRoot> {
+    let own = path.ancestors().find(|path| {
+        path.file_name()
+            .is_some_and(|name| name == container.as_str())
+    })?;
+    CgroupsRoot::try_from(own.parent()?.to_owned()).ok()
+}
+
+fn dirs_of_agent(pid: u32) -> Option<AgentDirs> {
+    let work_dir = agent_flag(pid, "work_dir")?;
+    let runtime_dir =
+        agent_flag(pid, "runtime_dir").unwrap_or_else(|| PathBuf::from(DEFAULT_RUNTIME_DIR));
+    let cgroups_root = match agent_flag(pid, "cgroups_root").map(CgroupsRoot::try_from) {
+        None => CgroupsRoot::default(),
+        Some(Ok(root)) => root,
+        Some(Err(error)) => {
+            tracing::warn!(pid, %error, "agent skipped");
+            return None;
+        }
+    };
+    Some(AgentDirs {
+        work_dir: as_we_see_it(pid, &work_dir),
+        runtime_dir: as_we_see_it(pid, &runtime_dir),
+        cgroups_root,
+    })
 }
 
 /// Whether a process is called like a Mesos agent.
@@ -97,22 +166,6 @@ fn flag_in_arguments(arguments: &[OsString], name: &str) -> Option<OsString> {
     })
 }
 
-/// The runtime directory that an agent handed to one of its launcher helpers.
-fn runtime_dir_of_a_helper(agent: u32) -> Option<PathBuf> {
-    process::children(agent).into_iter().find_map(|child| {
-        let given = process::environ(child)
-            .ok()?
-            .remove(OsStr::new("MESOS_CONTAINERIZER_RUNTIME_DIRECTORY"))?;
-        // `<runtime_dir>/containers/<container id>`, deeper for nested ones.
-        let path = PathBuf::from(given);
-        let containers = path
-            .ancestors()
-            .filter(|a| a.ends_with("containers"))
-            .last()?;
-        containers.parent().map(Path::to_owned)
-    })
-}
-
 /// A path of another process as this process can open it: the same when both
 /// see one mount namespace, else through that process's root.
 fn as_we_see_it(pid: u32, path: &Path) -> PathBuf {
@@ -144,6 +197,16 @@ fn same_directory(a: &Path, b: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_root_is_what_a_container_lies_beneath() {
+        let id: ContainerId = "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap();
+        let root = |path: String| root_above(Path::new(&path), id).map(|root| root.to_string());
+        assert_eq!(root(format!("/mesos/{id}")), Some("mesos".into()));
+        assert_eq!(root(format!("/a/b/{id}/leaf")), Some("a/b".into()));
+        assert_eq!(root(format!("/{id}")), None);
+        assert_eq!(root("/mesos/other".into()), None);
+    }
 
     #[test]
     fn flags_as_stout_reads_them() {

@@ -50,11 +50,11 @@ fn play(mut arguments: Vec<OsString>) -> Result<ExitCode> {
     match *words {
         ["exit", code] => return Ok(ExitCode::from(number(code) as u8)),
         ["hold"] => {
-            say(&"ready");
+            say(&std::process::id());
             wait_for_end_of_input();
         }
         ["launcher", ref case @ ..] => launcher(case)?,
-        ["monitor", count] => spawn_in_turn(number(count))?,
+        ["monitor", count] => monitor(number(count))?,
         ["threads", count] => threads(number(count)),
         ["leader-first", code] => leader_first(number(code)),
         ["pairs", count] => pairs(number(count))?,
@@ -76,20 +76,18 @@ fn enter(cgroup: &Path) -> Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", cgroup.display())))
 }
 
-/// As the launcher helper: starts an executor, says its pid, and waits for it.
+/// As the launcher helper: starts an executor and waits for it.
 fn launcher(case: &[&str]) -> Result<()> {
-    let mut executor = myself(case).spawn()?;
-    say(&executor.id());
-    executor.wait()?;
+    myself(case).spawn()?.wait()?;
     Ok(())
 }
 
 /// Children that execute a program and are reaped, one after the other.
-fn spawn_in_turn(count: u32) -> Result<()> {
+fn monitor(count: u32) -> Result<()> {
+    say(&std::process::id());
     for _ in 0..count {
         reap(myself(&["exit", "0"]).spawn()?)?;
     }
-    say(&"done");
     Ok(())
 }
 

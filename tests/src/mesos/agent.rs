@@ -224,7 +224,8 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let killed = self.kill9().and_then(|()| {
+        let killed = wait::shielded(|| {
+            self.kill9()?;
             process::kill_all(STOP, || {
                 // It may have died while it had frozen a container.
                 self.cgroups.thaw();

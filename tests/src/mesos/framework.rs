@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -26,6 +26,8 @@ pub struct Update {
     pub state: String,
     pub reason: Option<String>,
     pub message: Option<String>,
+    /// When it arrived here.
+    pub received: Instant,
 }
 
 impl Update {
@@ -188,8 +190,10 @@ impl Framework {
             }
         }
         // A master that hangs may keep it in a call; that ends by itself.
-        let ended = wait::until(END, "the framework's thread", || {
-            thread.is_finished().then_some(())
+        let ended = wait::shielded(|| {
+            wait::until(END, "the framework's thread", || {
+                thread.is_finished().then_some(())
+            })
         });
         if ended.is_ok() && thread.join().is_err() {
             eprintln!("the framework's thread panicked");
@@ -276,6 +280,7 @@ impl Shared {
             state: text("state").unwrap_or_default(),
             reason: text("reason"),
             message: text("message"),
+            received: Instant::now(),
         });
         // Those that the master makes up want no acknowledgement.
         let Some(uuid) = status.get("uuid") else {

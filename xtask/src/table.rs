@@ -1,0 +1,75 @@
+//! Plain-text tables for terminals, logs and the README.
+
+use std::fmt;
+
+/// Columns as wide as their widest cell; the first is left-aligned, and so are
+/// those named.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+    left: Vec<usize>,
+}
+
+const GAP: &str = "   ";
+const INDENT: &str = "  ";
+
+impl Table {
+    /// A table with these headings.
+    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
+        Self {
+            rows: vec![headings.map(str::to_owned).to_vec()],
+            left: vec![0],
+        }
+    }
+
+    /// Columns that hold text.
+    pub(crate) fn left<const N: usize>(mut self, columns: [usize; N]) -> Self {
+        self.left.extend(columns);
+        self
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        for row in &self.rows {
+            let mut line = INDENT.to_owned();
+            for (column, cell) in row.iter().enumerate() {
+                let width = width(column);
+                if column > 0 {
+                    line += GAP;
+                }
+                line += &if self.left.contains(&column) {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                };
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stand_below_each_other_and_lines_have_no_tail() {
+        let mut table = Table::new(["name", "ms", "how"]).left([2]);
+        table.row(["a".into(), "1.00".into(), "by itself".into()]);
+        table.row(["longer".into(), "10.00".into(), "é".into()]);
+        assert_eq!(
+            table.to_string(),
+            "  name        ms   how\n  a         1.00   by itself\n  longer   10.00   é\n"
+        );
+    }
+}
