@@ -30,7 +30,9 @@ fn main() -> ExitCode {
 
 fn build() -> Result<()> {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("no manifest dir")?);
-    let workspace = manifest_dir.parent().context("package outside of its workspace")?;
+    let workspace = manifest_dir
+        .parent()
+        .context("package outside of its workspace")?;
 
     // aya-build adds the probe's own directory. What else decides its bytes is this:
     for input in [
@@ -40,7 +42,10 @@ fn build() -> Result<()> {
         "Cargo.lock",
         "rust-toolchain.toml",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
 
     let sysroot = sysroot()?;
@@ -52,8 +57,6 @@ fn build() -> Result<()> {
         ("RUSTC_BOOTSTRAP", "1".into()),
         // aya-build turns every line of the inner cargo into a warning: progress is none.
         ("CARGO_TERM_QUIET", "true".into()),
-        // The release profile of the workspace is made for the host: it strips what becomes BTF.
-        ("CARGO_PROFILE_RELEASE_STRIP", "none".into()),
     ] {
         // SAFETY: no other thread runs in this process yet.
         unsafe { env::set_var(name, value) };
@@ -74,7 +77,11 @@ fn sysroot() -> Result<PathBuf> {
         .args(["--print", "sysroot"])
         .output()
         .with_context(|| format!("cannot run {}", rustc.display()))?;
-    ensure!(output.status.success(), "rustc --print sysroot: {}", output.status);
+    ensure!(
+        output.status.success(),
+        "rustc --print sysroot: {}",
+        output.status
+    );
     let path = String::from_utf8(output.stdout).context("sysroot is not UTF-8")?;
     Ok(path.trim_end().into())
 }

@@ -67,10 +67,10 @@ impl Layout {
         held.map_or(0, Object::address)
     }
 
-    /// Whether a task is there and sits in this place.
+    /// Whether a task is there and sits in this place. In doubt, not.
     #[inline(always)]
     pub fn is_place_of(self, task: Option<Task>, place: u64) -> bool {
-        task.is_some_and(|task| self.place_of(task) == place)
+        place != 0 && task.is_some_and(|task| self.place_of(task) == place)
     }
 }
 
@@ -170,12 +170,13 @@ fn learn(known: &SharedWord, held: Object, node: Node) {
 #[inline(always)]
 fn slot(table: &[SharedWord; MAX_ROOTS], id: u64) -> Option<u32> {
     let used = setting!(slots);
-    for index in 0..MAX_ROOTS {
-        if index as u32 >= used {
+    for (index, root) in table.iter().enumerate() {
+        let index = index as u32;
+        if index >= used {
             break;
         }
-        if table[index].load() == id {
-            return Some(index as u32);
+        if root.load() == id {
+            return Some(index);
         }
     }
     None

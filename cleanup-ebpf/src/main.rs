@@ -34,6 +34,7 @@ static SETTINGS: Settings = Settings {
 };
 
 #[btf_tracepoint(function = "sched_process_exit")]
+#[expect(clippy::needless_pass_by_value, reason = "called by the macro's code")]
 fn exit_probe(ctx: BtfTracePointContext) -> i32 {
     if let Some((task, Container { node, layout, root })) = matching(&ctx) {
         emit::emit(task, node, layout, root);

@@ -253,9 +253,7 @@ impl Config {
                 }
             }
             let twin = self.agents[..at].iter().find(|other| {
-                other.work_dir == agent.work_dir
-                    || (other.runtime_dir == agent.runtime_dir
-                        && other.cgroups_root == agent.cgroups_root)
+                other.work_dir == agent.work_dir || other.runtime_dir == agent.runtime_dir
             });
             if twin.is_some() {
                 return refuse(

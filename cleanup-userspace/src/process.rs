@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 
+use procfs::FromRead as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The kernel's clock ticks per second in `/proc` (USER_HZ), fixed on Linux.
@@ -35,9 +36,10 @@ pub struct Stat {
 }
 
 impl Proc {
-    /// The process that has this PID now; `None` if there is none.
+    /// The process that has this PID now; `None` if there is none, or none that
+    /// can be looked at.
     pub fn of(pid: u32) -> Option<Self> {
-        stat(pid).map(|stat| stat.proc)
+        stat(pid).ok().flatten().map(|stat| stat.proc)
     }
 
     /// The process that a kernel event is about.
@@ -48,9 +50,15 @@ impl Proc {
         }
     }
 
-    /// Whether exactly this process still runs. A zombie does not.
+    /// Whether exactly this process still runs. A zombie does not. What cannot be
+    /// looked at (no descriptor left, say) counts as running: never as proof of a
+    /// death.
     pub fn is_alive(self) -> bool {
-        stat(self.pid).is_some_and(|stat| stat.proc == self && !stat.ended)
+        self.runs().unwrap_or(true)
+    }
+
+    fn runs(self) -> io::Result<bool> {
+        Ok(stat(self.pid)?.is_some_and(|stat| stat.proc == self && !stat.ended))
     }
 
     /// Whether a kernel event with this thread group and start time is about
@@ -67,8 +75,8 @@ impl Proc {
         };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             // Between reading the PID and opening it, it may have been reused.
-            Ok(fd) if self.is_alive() => Ok(Some(fd)),
-            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
+            Ok(fd) => Ok(self.runs()?.then_some(fd)),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -97,12 +105,15 @@ impl Proc {
     }
 }
 
-/// `None`: no such process.
-pub fn stat(pid: u32) -> Option<Stat> {
-    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
-        .and_then(|process| process.stat())
-        .ok()?;
-    Some(Stat {
+/// `Ok(None)`: no such process. An error says nothing about the process.
+pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    let bytes = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(bytes) => bytes,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let stat = procfs::process::Stat::from_read(bytes.as_slice()).map_err(io::Error::other)?;
+    Ok(Some(Stat {
         proc: Proc {
             pid,
             start_ticks: stat.starttime,
@@ -110,7 +121,26 @@ pub fn stat(pid: u32) -> Option<Stat> {
         ppid: u32::try_from(stat.ppid).unwrap_or(0),
         session: u32::try_from(stat.session).unwrap_or(0),
         ended: matches!(stat.state, 'Z' | 'X' | 'x'),
-    })
+    }))
+}
+
+/// Whether a file in `/proc` could not be had because its process is gone:
+/// opening says ENOENT then, reading ESRCH.
+pub fn is_gone(error: &io::Error) -> bool {
+    [rustix::io::Errno::NOENT, rustix::io::Errno::SRCH]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// The processes of a session that run now.
+pub fn session_members(session: u32) -> io::Result<Vec<u32>> {
+    let mut members = Vec::new();
+    for pid in all()? {
+        if stat(pid)?.is_some_and(|stat| stat.session == session && !stat.ended) {
+            members.push(pid);
+        }
+    }
+    Ok(members)
 }
 
 /// The environment the process was started with. Values may be any bytes.
@@ -159,8 +189,13 @@ pub fn children(pid: u32) -> Vec<u32> {
             ),
             // A kernel without CONFIG_PROC_CHILDREN: look at every process.
             Err(_) => {
+                let is_child = |child: &u32| {
+                    stat(*child).is_ok_and(|stat| stat.is_some_and(|s| s.ppid == pid))
+                };
                 return all()
-                    .filter(|child| stat(*child).is_some_and(|s| s.ppid == pid))
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter(is_child)
                     .collect();
             }
         }
@@ -169,12 +204,17 @@ pub fn children(pid: u32) -> Vec<u32> {
 }
 
 /// Every PID of the host now.
-pub fn all() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+pub fn all() -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        pids.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok()),
+        );
+    }
+    Ok(pids)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
@@ -241,6 +281,36 @@ mod tests {
         rustix::event::poll(&mut poll, None).expect("poll");
         assert!(!proc.is_alive());
         child.wait().expect("wait");
+    }
+
+    #[test]
+    fn out_of_descriptors_nobody_counts_as_dead() {
+        // In a process of its own: the limit would hit the other tests.
+        if std::env::var_os("WITHOUT_DESCRIPTORS").is_none() {
+            let status = std::process::Command::new(std::env::current_exe().expect("path"))
+                .args([
+                    "--exact",
+                    "process::tests::out_of_descriptors_nobody_counts_as_dead",
+                ])
+                .env("WITHOUT_DESCRIPTORS", "1")
+                .stdout(std::process::Stdio::null())
+                .status()
+                .expect("run");
+            assert!(status.success());
+            return;
+        }
+        let me = Proc::of(std::process::id()).expect("own stat");
+        let mut all = Vec::new();
+        while let Ok(file) = fs::File::open("/dev/null") {
+            all.push(file);
+        }
+        assert!(stat(me.pid).is_err());
+        assert!(me.is_alive());
+        assert!(me.pidfd().is_err());
+        assert!(session_members(me.pid).is_err());
+        // With one descriptor for the pidfd and none to look at it.
+        all.pop();
+        assert!(me.pidfd().is_err());
     }
 
     #[test]

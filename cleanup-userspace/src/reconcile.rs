@@ -6,16 +6,16 @@
 //! never a proof of death; what cannot be proven is unknown, and left alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ffi::OsStr;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::case::Host;
 use crate::cgroup::{docker_child, membership};
 use crate::docker::named_runs;
 use crate::mesos::{ContainerId, Identity};
 use crate::process::{self, Proc};
-use crate::registry::{self, AgentIndex, Launcher, Run, cgroups_of};
+use crate::registry::{self, AgentIndex, Run, cgroups_of};
 
 /// What one look at the host found, about runs that were not known before.
 #[derive(Debug, Default)]
@@ -26,8 +26,16 @@ pub struct Survey {
     /// process is gone, no process sits in their cgroups, none carries their
     /// sandbox in its environment.
     pub dead: Vec<Run>,
-    /// Everything else, with why.
-    pub unknown: BTreeMap<ContainerId, &'static str>,
+    /// Everything else.
+    pub unknown: BTreeMap<ContainerId, Unknown>,
+}
+
+/// A run that may live.
+#[derive(Debug)]
+pub struct Unknown {
+    pub why: &'static str,
+    /// Where known.
+    pub executor_id: Option<OsString>,
 }
 
 /// Looks at everything that exists, except the runs in `known`. Blocks.
@@ -41,8 +49,8 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
         match judge(host, container, &mut claimed) {
             Judgement::Live(run) => survey.live.push(*run),
             Judgement::Dead(run) => survey.dead.push(*run),
-            Judgement::Unknown(why) => {
-                survey.unknown.insert(container, why);
+            Judgement::Unknown(unknown) => {
+                survey.unknown.insert(container, unknown);
             }
         }
     }
@@ -52,7 +60,7 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
 enum Judgement {
     Live(Box<Run>),
     Dead(Box<Run>),
-    Unknown(&'static str),
+    Unknown(Unknown),
 }
 
 /// Everything on this host that looks like a run.
@@ -78,45 +86,64 @@ fn candidates(host: &Host) -> BTreeSet<ContainerId> {
         host.index
             .running()
             .iter()
-            .flat_map(|container| named_runs(container, &roots)),
+            .flat_map(|container| named_runs(container, roots)),
     );
     found
 }
 
-fn judge(host: &Host, container: ContainerId, claimed: &mut Option<HashSet<PathBuf>>) -> Judgement {
+fn judge(
+    host: &Host,
+    container: ContainerId,
+    claimed: &mut Option<HashSet<ContainerId>>,
+) -> Judgement {
+    let mut unknown = Unknown {
+        why: "no configured agent has a record of its process",
+        executor_id: None,
+    };
     for (agent, known) in host.agents.iter().enumerate() {
-        let run = match registry::learn(agent, &known.dirs, container, &host.launcher) {
-            Some(run) => run,
-            None => match recorded_by_checkpoint(host, agent, container) {
-                Some(run) => run,
-                None => continue,
-            },
-        };
+        let learnt = registry::learn(agent, &known.dirs, container, &host.launcher)
+            .or_else(|| recorded_by_checkpoint(host, agent, container));
+        let Some(mut run) = learnt else { continue };
+        if run.identity.is_none() {
+            run.identity = registry::find_identity(&known.dirs, container);
+        }
         if run.helper.is_some_and(Proc::is_alive) {
             return Judgement::Live(Box::new(run));
         }
-        if run.identity.is_none() {
-            return Judgement::Unknown("its sandbox is not beneath the agent's work directory");
-        }
-        let processes = cgroups_of(&host.hierarchies, &known.dirs, container)
-            .and_then(|cgroups| run.own_processes(&cgroups));
-        match processes {
-            Ok(processes) if processes.is_empty() => {}
-            Ok(_) => return Judgement::Unknown("its helper is gone, processes of it are left"),
-            Err(_) => return Judgement::Unknown("its cgroups cannot be read"),
-        }
-        let claimed = claimed.get_or_insert_with(claimed_sandboxes);
-        return if run
-            .identity
-            .as_ref()
-            .is_some_and(|identity| claimed.contains(&identity.sandbox))
-        {
-            Judgement::Unknown("a process that is not in its cgroup belongs to it")
-        } else {
-            Judgement::Dead(Box::new(run))
+        let Some(identity) = run.identity.as_ref() else {
+            unknown.why = "its sandbox is not beneath the agent's work directory";
+            continue;
         };
+        unknown.executor_id = Some(identity.executor_id.clone());
+        unknown.why = match what_is_left(host, &run) {
+            Ok(true) => "its helper is gone, processes of it are left",
+            Err(_) => "its processes cannot be looked at",
+            Ok(false) => match claimed_by_the_living(claimed) {
+                Err(_) => "the processes of this host cannot be looked at",
+                Ok(claimed) if claimed.contains(&container) => {
+                    "a process that is not in its cgroup belongs to it"
+                }
+                Ok(_) => return Judgement::Dead(Box::new(run)),
+            },
+        };
+        return Judgement::Unknown(unknown);
     }
-    Judgement::Unknown("no configured agent has a record of its process")
+    Judgement::Unknown(unknown)
+}
+
+/// Whether anything lives in the run's cgroups, or in the session that its helper
+/// led, whichever launcher it was.
+fn what_is_left(host: &Host, run: &Run) -> io::Result<bool> {
+    let cgroups = cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)?;
+    if !run.own_processes(&cgroups)?.is_empty() {
+        return Ok(true);
+    }
+    let runtime = &host.agents[run.agent].runtime;
+    let session = run.session().or_else(|| runtime.helper_pid(run.container));
+    Ok(session
+        .map(process::session_members)
+        .transpose()?
+        .is_some_and(|members| !members.is_empty()))
 }
 
 /// A run that is not in the runtime directory (any more), by what the agent
@@ -131,27 +158,16 @@ fn recorded_by_checkpoint(host: &Host, agent: AgentIndex, container: ContainerId
         .parse()
         .ok()
         .filter(|pid| *pid > 1)?;
-    let written = fs::metadata(&path).and_then(|meta| meta.modified()).ok()?;
-    let written = written
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()?
-        .as_secs_f64();
-    // A process that started later has only inherited the number.
-    let helper = Proc::of(pid).filter(|proc| proc.started_at() <= written + 1.0);
+    let helper = Proc::of(pid).filter(|proc| registry::is_recorded(*proc, &path, container));
+    // Gone: its session may outlive it, and is named by its PID.
+    let helper = helper.unwrap_or(Proc {
+        pid,
+        start_ticks: 0,
+    });
+    let run = Run::of_helper(agent, dirs, container, &host.launcher, Some(helper), false);
     Some(Run {
-        container,
-        agent,
         identity: Some(identity),
-        launcher: Launcher::Posix,
-        // On the posix launcher the session is looked for by this PID.
-        helper: helper.or(Some(Proc {
-            pid,
-            start_ticks: 0,
-        })),
-        executor: None,
-        seat: None,
-        owned: false,
-        orphaned: false,
+        ..run
     })
 }
 
@@ -168,25 +184,47 @@ fn forked_pid(work_dir: &Path, identity: &Identity) -> PathBuf {
         .join("pids/forked.pid")
 }
 
-/// The sandboxes that living processes name in their environment, Docker's
-/// containers apart (an executor may pass its environment on to them).
-fn claimed_sandboxes() -> HashSet<PathBuf> {
-    process::all()
-        .filter_map(|pid| {
-            let sandbox = process::environ(pid)
-                .ok()?
-                .remove(OsStr::new("MESOS_DIRECTORY"))?;
-            let in_docker = membership(pid).is_some_and(|seat| {
-                seat.paths().any(|path| {
-                    path.components().any(|part| {
-                        part.as_os_str()
-                            .to_str()
-                            .is_some_and(|name| docker_child(name).is_some())
-                    })
-                })
-            });
-            (!in_docker && process::stat(pid).is_some_and(|stat| !stat.ended))
-                .then(|| PathBuf::from(sandbox))
-        })
-        .collect()
+/// The runs that living processes name in their environment, as their own or the
+/// one they were started from. Pods beneath a run's cgroup do not count: an
+/// executor may pass its environment on to its containers.
+fn claimed_by_the_living(
+    claimed: &mut Option<HashSet<ContainerId>>,
+) -> io::Result<&HashSet<ContainerId>> {
+    if claimed.is_none() {
+        let mut found = HashSet::new();
+        for pid in process::all()? {
+            let env = match process::environ(pid) {
+                Ok(env) => env,
+                // Gone, or a process without an address space.
+                Err(error) if process::is_gone(&error) => continue,
+                // Init may keep its own to itself, and is nobody's executor.
+                Err(_) if pid == 1 => continue,
+                Err(error) => return Err(error),
+            };
+            let named = ["MESOS_DIRECTORY", "MESOS_SANDBOX"]
+                .iter()
+                .filter_map(|name| env.get(OsStr::new(name)));
+            let runs: Vec<ContainerId> = named
+                .flat_map(|path| Path::new(path).components())
+                .filter_map(|part| part.as_os_str().to_str()?.parse().ok())
+                .collect();
+            let lives = || process::stat(pid).is_ok_and(|stat| stat.is_none_or(|stat| !stat.ended));
+            if !runs.is_empty() && lives() && !in_a_runs_pod(pid) {
+                found.extend(runs);
+            }
+        }
+        *claimed = Some(found);
+    }
+    Ok(claimed.get_or_insert_default())
+}
+
+/// Whether a process sits in a Docker container beneath a run's cgroup.
+fn in_a_runs_pod(pid: u32) -> bool {
+    let pod = |path: &Path| {
+        let names: Vec<_> = path.iter().filter_map(OsStr::to_str).collect();
+        names
+            .windows(2)
+            .any(|pair| pair[0].parse::<ContainerId>().is_ok() && docker_child(pair[1]).is_some())
+    };
+    membership(pid).is_some_and(|seat| seat.paths().any(pod))
 }

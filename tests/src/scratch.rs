@@ -160,6 +160,19 @@ fn docker_cgroup(name: &str) -> String {
     format!("{name}-docker")
 }
 
+/// Directories of scratches of this process that are still there: the last thing
+/// of a scratch that goes, so everything else of the others is gone.
+pub fn left_behind() -> Vec<PathBuf> {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    fs::read_dir(env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&own))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 /// Removes what was left by tests that were killed: nobody holds their lock.
 fn sweep_abandoned() {
     let entries = fs::read_dir(env::temp_dir())

@@ -28,11 +28,9 @@ pub enum Ownership {
 /// A cgroup directory of the run that exists now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directory {
-    /// Named by a Docker id: Docker made it.
-    Docker,
-    /// The run's own, in a hierarchy where the dead task did not sit in it:
-    /// Docker made it, too, and the agent does not know it.
-    Foreign,
+    /// Docker made it: it is named by a Docker id, or it is the run's own in a
+    /// hierarchy where the dead task did not sit in it. The agent does not know it.
+    Dockers,
     /// The agent's: where the dead task sat, and whatever else is beneath.
     Agents,
 }
@@ -59,6 +57,8 @@ pub struct Facts {
     pub ownership: Ownership,
     /// One entry for each cgroup directory of the run that exists.
     pub directories: Vec<Directory>,
+    /// The last attempt to remove something found it busy, a moment ago.
+    pub busy: bool,
     /// Since the death.
     pub age: Duration,
 }
@@ -86,10 +86,7 @@ pub enum Step {
     /// End the run's own processes.
     EndStragglers,
     /// Remove directories of these kinds.
-    Remove {
-        foreign: bool,
-        agents: bool,
-    },
+    Remove { agents: bool },
     Wait(Waiting),
     Close(Outcome),
 }
@@ -108,7 +105,7 @@ pub enum Waiting {
     AgentDestroys,
     /// The agent is past its deadline: its destroy failed or hangs.
     AgentStuck,
-    /// A directory that may be removed is not empty yet.
+    /// A directory that may be removed is not empty.
     Busy,
 }
 
@@ -130,10 +127,13 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
     if facts.swept == Swept::Never && facts.retry_in.is_none() {
         return Step::Sweep;
     }
-    let agent_gone = facts.agent == AgentState::Absent;
+    let recovering = facts.agent == AgentState::Recovering;
+    let done = facts.agent == AgentState::Absent || facts.ownership == Ownership::Done;
     let immediate = policy.teardown == Teardown::Immediate;
+    // Nobody else's (any more), and nobody looks at them while they go.
+    let agents = !recovering && (done || immediate);
     if facts.own_processes > 0 {
-        return if agent_gone || immediate {
+        return if agents {
             Step::EndStragglers
         } else {
             stuck_or(facts, policy, Waiting::AgentKills)
@@ -150,17 +150,11 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
         return Step::Sweep;
     }
 
-    let done = agent_gone || facts.ownership == Ownership::Done;
-    let may_remove = facts.agent != AgentState::Recovering;
-    let agents = may_remove && (done || immediate);
-    let has = |kind| facts.directories.contains(&kind);
-    if may_remove
-        && (has(Directory::Docker) || has(Directory::Foreign) || (agents && has(Directory::Agents)))
-    {
-        return Step::Remove {
-            foreign: true,
-            agents,
-        };
+    let removable =
+        |directory: &Directory| !recovering && (agents || *directory == Directory::Dockers);
+    let removable = facts.directories.iter().any(removable);
+    if removable && !facts.busy {
+        return Step::Remove { agents };
     }
     if quiet_for < policy.settle {
         return Step::Wait(Waiting::Settle);
@@ -171,7 +165,11 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
     if facts.directories.is_empty() {
         return Step::Close(Outcome::Clean);
     }
-    stuck_or(facts, policy, Waiting::AgentDestroys)
+    if removable {
+        Step::Wait(Waiting::Busy)
+    } else {
+        stuck_or(facts, policy, Waiting::AgentDestroys)
+    }
 }
 
 fn stuck_or(facts: &Facts, policy: &Policy, waiting: Waiting) -> Step {
@@ -207,6 +205,7 @@ mod tests {
             agent: AgentState::Alive,
             ownership: Ownership::Owned,
             directories: vec![Directory::Agents],
+            busy: false,
             age: Duration::from_secs(1),
         }
     }
@@ -274,13 +273,10 @@ mod tests {
             (
                 "Docker's own directories at once",
                 Facts {
-                    directories: vec![Directory::Foreign, Directory::Agents],
+                    directories: vec![Directory::Dockers, Directory::Agents],
                     ..quiet()
                 },
-                Step::Remove {
-                    foreign: true,
-                    agents: false,
-                },
+                Step::Remove { agents: false },
             ),
             (
                 "the agent's are the agent's",
@@ -320,10 +316,7 @@ mod tests {
                     ownership: Ownership::Done,
                     ..quiet()
                 },
-                Step::Remove {
-                    foreign: true,
-                    agents: true,
-                },
+                Step::Remove { agents: true },
             ),
             (
                 "agent dead",
@@ -331,10 +324,7 @@ mod tests {
                     agent: AgentState::Absent,
                     ..quiet()
                 },
-                Step::Remove {
-                    foreign: true,
-                    agents: true,
-                },
+                Step::Remove { agents: true },
             ),
             (
                 "never owned",
@@ -347,11 +337,40 @@ mod tests {
                 Step::Wait(Waiting::AgentDestroys),
             ),
             (
+                "busy, settle meanwhile",
+                Facts {
+                    directories: vec![Directory::Dockers],
+                    busy: true,
+                    ..quiet()
+                },
+                Step::Wait(Waiting::Settle),
+            ),
+            (
+                "busy, settled",
+                Facts {
+                    directories: vec![Directory::Dockers],
+                    busy: true,
+                    quiet_for: long,
+                    swept: Swept::Settled,
+                    ..quiet()
+                },
+                Step::Wait(Waiting::Busy),
+            ),
+            (
+                "done, but processes are left",
+                Facts {
+                    own_processes: 1,
+                    ownership: Ownership::Done,
+                    ..quiet()
+                },
+                Step::EndStragglers,
+            ),
+            (
                 "recovering",
                 Facts {
                     agent: AgentState::Recovering,
                     ownership: Ownership::Done,
-                    directories: vec![Directory::Docker],
+                    directories: vec![Directory::Dockers],
                     ..quiet()
                 },
                 Step::Wait(Waiting::Settle),
@@ -392,13 +411,7 @@ mod tests {
     #[test]
     fn immediate_does_not_wait_for_the_agent() {
         let policy = policy(Teardown::Immediate);
-        assert_eq!(
-            decide(&quiet(), &policy),
-            Step::Remove {
-                foreign: true,
-                agents: true
-            }
-        );
+        assert_eq!(decide(&quiet(), &policy), Step::Remove { agents: true });
         assert_eq!(
             decide(
                 &Facts {
@@ -412,63 +425,51 @@ mod tests {
     }
 
     fn any_facts() -> impl Strategy<Value = Facts> {
-        let directory = prop_oneof![
-            Just(Directory::Docker),
-            Just(Directory::Foreign),
-            Just(Directory::Agents)
-        ];
-        (
+        let requests = (
             0..3usize,
             0..3usize,
             proptest::option::of((0..5u64).prop_map(Duration::from_secs)),
             proptest::option::of((0..5000u64).prop_map(Duration::from_millis)),
-            prop_oneof![
-                Just(Swept::Never),
-                Just(Swept::Early),
-                Just(Swept::Quiet),
-                Just(Swept::Settled)
-            ],
+            prop::sample::select(vec![
+                Swept::Never,
+                Swept::Early,
+                Swept::Quiet,
+                Swept::Settled,
+            ]),
+        );
+        let host = (
             0..3usize,
-            prop_oneof![
-                Just(AgentState::Alive),
-                Just(AgentState::Recovering),
-                Just(AgentState::Absent)
-            ],
-            prop_oneof![
-                Just(Ownership::Owned),
-                Just(Ownership::Done),
-                Just(Ownership::Unknown)
-            ],
-            proptest::collection::vec(directory, 0..4),
+            prop::sample::select(vec![
+                AgentState::Alive,
+                AgentState::Recovering,
+                AgentState::Absent,
+            ]),
+            prop::sample::select(vec![Ownership::Owned, Ownership::Done, Ownership::Unknown]),
+            proptest::collection::vec(
+                prop::sample::select(vec![Directory::Dockers, Directory::Agents]),
+                0..4,
+            ),
+            any::<bool>(),
             (0..120u64).prop_map(Duration::from_secs),
+        );
+        (requests, host).prop_map(
+            |(
+                (to_stop, in_flight, retry_in, quiet_for, swept),
+                (own_processes, agent, ownership, directories, busy, age),
+            )| Facts {
+                to_stop,
+                in_flight,
+                retry_in,
+                quiet_for,
+                swept,
+                own_processes,
+                agent,
+                ownership,
+                directories,
+                busy,
+                age,
+            },
         )
-            .prop_map(
-                |(
-                    to_stop,
-                    in_flight,
-                    retry_in,
-                    quiet_for,
-                    swept,
-                    own_processes,
-                    agent,
-                    ownership,
-                    directories,
-                    age,
-                )| {
-                    Facts {
-                        to_stop,
-                        in_flight,
-                        retry_in,
-                        quiet_for,
-                        swept,
-                        own_processes,
-                        agent,
-                        ownership,
-                        directories,
-                        age,
-                    }
-                },
-            )
     }
 
     proptest! {
@@ -477,15 +478,12 @@ mod tests {
         #[test]
         fn a_living_agents_things_are_left_alone(facts in any_facts()) {
             let step = decide(&facts, &policy(Teardown::Cooperative));
-            if facts.agent != AgentState::Absent {
-                prop_assert_ne!(step, Step::EndStragglers);
-                if facts.ownership != Ownership::Done {
-                    let touches = matches!(step, Step::Remove { agents: true, .. });
-                    prop_assert!(!touches, "{:?}", facts);
-                }
+            if facts.agent != AgentState::Absent && facts.ownership != Ownership::Done {
+                let touches = matches!(step, Step::Remove { agents: true } | Step::EndStragglers);
+                prop_assert!(!touches, "{:?}", facts);
             }
             if facts.agent == AgentState::Recovering {
-                let removes = matches!(step, Step::Remove { .. });
+                let removes = matches!(step, Step::Remove { .. } | Step::EndStragglers);
                 prop_assert!(!removes, "{:?}", facts);
             }
         }
@@ -497,6 +495,13 @@ mod tests {
                 prop_assert!(facts.directories.is_empty() && facts.swept == Swept::Settled);
                 prop_assert!(facts.quiet_for.is_some());
             }
+        }
+
+        /// What is busy does not keep Docker from being asked once more.
+        #[test]
+        fn a_busy_directory_does_not_stop_the_rest(facts in any_facts()) {
+            let removes = matches!(decide(&facts, &policy(Teardown::Immediate)), Step::Remove { .. });
+            prop_assert!(!(facts.busy && removes));
         }
 
         #[test]

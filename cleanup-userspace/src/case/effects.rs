@@ -1,31 +1,38 @@
 //! What a case does to the host's file system and processes, off the event path.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::task::JoinHandle;
 
 use super::Death;
 use super::decide::Directory;
 use super::host::Host;
 use crate::cgroup::{Removal, RunCgroup, docker_child, kill_own};
-use crate::mesos::AgentState;
+use crate::config::Teardown;
+use crate::mesos::{AgentState, Identity};
 use crate::process::{self, Proc};
-use crate::registry::{Launcher, Run, cgroups_of};
+use crate::registry::{Launcher, Run, cgroups_of, find_identity};
 
-/// How long one round of file system work may take before it is left behind.
-const WORK_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a case waits for a round of file system work. Past that the work is
+/// left to itself: a cgroup removal may wait in the kernel for a dying task.
+pub const WORK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What one look at the run found.
 #[derive(Debug)]
 pub struct Look {
-    /// The run's cgroup in every hierarchy that has one.
-    pub cgroups: Vec<RunCgroup>,
     /// One entry for each directory of the run, of all hierarchies.
     pub directories: Vec<Directory>,
+    /// Names of the hierarchies that have a cgroup of the run.
+    pub hierarchies: Vec<String>,
     pub own_processes: Vec<u32>,
     pub agent: AgentState,
     /// The container is in the agent's runtime directory.
     pub owned: bool,
+    /// Looked up if it was not known.
+    pub identity: Option<Identity>,
 }
 
 /// Looks at the run's cgroups and processes, and at its agent.
@@ -38,70 +45,90 @@ pub async fn look(host: &Arc<Host>, run: &Run, death: &Death) -> anyhow::Result<
             let own = owner_of(cgroup, &run, &death);
             directories.extend(cgroup.tree()?.iter().map(|below| kind(below, own)));
         }
-        let own_processes = run.own_processes(&cgroups)?;
         let agent = &host.agents[run.agent];
-        let owned = agent.runtime.owns(run.container)?;
         Ok(Look {
-            agent: agent.state(),
-            cgroups,
             directories,
-            own_processes,
-            owned,
+            hierarchies: cgroups
+                .iter()
+                .map(|cgroup| cgroup.hierarchy().name())
+                .collect(),
+            own_processes: run.own_processes(&cgroups)?,
+            agent: agent.state(),
+            owned: agent.runtime.owns(run.container)?,
+            identity: run
+                .identity
+                .or_else(|| find_identity(&agent.dirs, run.container)),
         })
     })
     .await
 }
 
-/// Removes the empty directories of the run that may be removed, bottom-up;
-/// `agents`: those that are the agent's, too. Returns how many went.
-pub async fn remove(
+/// Begins to remove the empty directories of the run, bottom-up; with `agents`
+/// those that are the agent's, too, if the proof for that still holds when it is
+/// their turn: a removal may have to wait. The task's result is how many went.
+pub fn begin_removal(
     host: &Arc<Host>,
     run: &Run,
     death: &Death,
-    look: Look,
     agents: bool,
-) -> anyhow::Result<usize> {
-    let (run, death) = (run.clone(), death.clone());
-    let _permit = host.removals.acquire().await?;
-    off_path("remove the run's cgroups", move || {
-        let mut removed = 0;
-        for cgroup in &look.cgroups {
-            let own = owner_of(cgroup, &run, &death);
-            for below in cgroup.tree()? {
-                if kind(&below, own) == Directory::Agents && !agents {
-                    continue;
-                }
-                removed += usize::from(cgroup.remove(&below)? == Removal::Removed);
+) -> JoinHandle<anyhow::Result<usize>> {
+    let (host, run, death) = (Arc::clone(host), run.clone(), death.clone());
+    tokio::spawn(async move {
+        // Held for as long as the kernel takes: no more threads hang than this.
+        let permit = Arc::clone(&host.removals).acquire_owned().await?;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let agent = &host.agents[run.agent];
+            let state = agent.state();
+            if state == AgentState::Recovering {
+                return Ok(0);
             }
-        }
-        Ok(removed)
+            let free = state == AgentState::Absent
+                || host.config.teardown == Teardown::Immediate
+                || !agent.runtime.owns(run.container)?;
+            let mut removed = 0;
+            for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {
+                let own = owner_of(&cgroup, &run, &death);
+                for below in cgroup.tree()? {
+                    if kind(&below, own) == Directory::Agents && !(agents && free) {
+                        continue;
+                    }
+                    removed += usize::from(cgroup.remove(&below)? == Removal::Removed);
+                }
+            }
+            Ok(removed)
+        })
+        .await?
     })
-    .await
 }
 
 /// Ends the run's own processes; returns how many were signalled.
-pub async fn end_stragglers(run: &Run, look: Look) -> anyhow::Result<usize> {
-    let run = run.clone();
+pub async fn end_stragglers(
+    host: &Arc<Host>,
+    run: &Run,
+    agent: AgentState,
+) -> anyhow::Result<usize> {
+    let (host, run) = (Arc::clone(host), run.clone());
     // An agent uses the same freezer.
-    let may_freeze = look.agent == AgentState::Absent;
+    let may_freeze = agent == AgentState::Absent;
     off_path("end what is left of the run", move || {
         let mut ended = 0;
-        for cgroup in &look.cgroups {
-            ended += kill_own(cgroup, may_freeze)?;
+        for cgroup in cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)? {
+            ended += kill_own(&cgroup, may_freeze)?;
         }
         if run.launcher == Launcher::Posix {
-            ended += end_session(&run, &look.own_processes)?;
+            ended += end_session(&run)?;
         }
         Ok(ended)
     })
     .await
 }
 
-/// Whose the run's own directory is in this hierarchy: Docker made it where the
-/// dead task did not sit in it; where that is not known it counts as the agent's.
+/// Whose the run's own directory is in this hierarchy; where it is not known
+/// whether the dead task sat in it, it counts as the agent's.
 fn owner_of(cgroup: &RunCgroup, run: &Run, death: &Death) -> Directory {
     match run.sat_in(cgroup.hierarchy(), &cgroup.path(), death.sat_in.as_ref()) {
-        Some(false) => Directory::Foreign,
+        Some(false) => Directory::Dockers,
         Some(true) | None => Directory::Agents,
     }
 }
@@ -116,7 +143,7 @@ fn kind(below: &Path, own: Directory) -> Directory {
                 .to_str()
                 .is_some_and(|name| docker_child(name).is_some()) =>
         {
-            Directory::Docker
+            Directory::Dockers
         }
         Some(_) => Directory::Agents,
     }
@@ -124,29 +151,30 @@ fn kind(below: &Path, own: Directory) -> Directory {
 
 /// Posix launcher: ends members of the run's session that carry its sandbox in
 /// their environment.
-fn end_session(run: &Run, members: &[u32]) -> std::io::Result<usize> {
+fn end_session(run: &Run) -> std::io::Result<usize> {
     let (Some(session), Some(identity)) = (run.session(), run.identity.as_ref()) else {
         return Ok(0);
     };
+    let names_the_run = |pid: u32| {
+        process::environ(pid).is_ok_and(|env| {
+            env.get(OsStr::new("MESOS_DIRECTORY"))
+                .is_some_and(|dir| Path::new(dir) == identity.sandbox)
+        })
+    };
+    let in_session = |pid: u32| {
+        process::stat(pid).is_ok_and(|stat| stat.is_some_and(|stat| stat.session == session))
+    };
     let mut ended = 0;
-    for pid in members {
-        let Some(member) = Proc::of(*pid) else {
+    for pid in process::session_members(session)? {
+        let Some(member) = Proc::of(pid) else {
             continue;
         };
-        let sent = member.kill_if(|| {
-            process::stat(*pid).is_some_and(|stat| stat.session == session)
-                && process::environ(*pid).is_ok_and(|env| {
-                    env.get(std::ffi::OsStr::new("MESOS_DIRECTORY"))
-                        .is_some_and(|dir| Path::new(dir) == identity.sandbox)
-                })
-        })?;
-        ended += usize::from(sent);
+        ended += usize::from(member.kill_if(|| in_session(pid) && names_the_run(pid))?);
     }
     Ok(ended)
 }
 
-/// Runs file system work on a blocking thread. Past the deadline it is left to
-/// itself: a cgroup removal may wait in the kernel for a dying task.
+/// Runs file system work on a blocking thread.
 async fn off_path<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,

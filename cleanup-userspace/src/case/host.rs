@@ -1,8 +1,7 @@
 //! What cases work on: this host's hierarchies, agents and Docker.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -17,6 +16,8 @@ use crate::registry::{AgentIndex, Registry};
 /// How many removals of cgroups may run at once: from Linux 7.0 on one rmdir may
 /// wait for dying tasks.
 const REMOVALS: usize = 4;
+/// How many stop requests may be under way at once: an idle connection each.
+const STOPS: usize = 1024;
 /// How long an answer about an agent's state is good for.
 const STATE_AGE: Duration = Duration::from_millis(200);
 
@@ -30,8 +31,10 @@ pub struct Host {
     pub docker: Docker,
     pub index: Index,
     pub agents: Vec<Agent>,
+    roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
-    pub(super) removals: Semaphore,
+    pub(super) removals: Arc<Semaphore>,
+    pub(super) stops: Semaphore,
 }
 
 /// One agent of the host.
@@ -40,9 +43,11 @@ pub struct Agent {
     pub dirs: AgentDirs,
     pub runtime: RuntimeDir,
     watch: Mutex<(AgentWatch, Option<(Instant, AgentState)>)>,
-    /// A live run was learnt from the runtime directory: it is the right one, so
-    /// that a container's absence from it means something.
-    verified: AtomicBool,
+    /// Parents of living helpers, for the watch: kept apart, since the watch is
+    /// locked while it reads `/proc`.
+    learnt: Mutex<Vec<Proc>>,
+    /// The parent of a living helper that the runtime directory named.
+    verified_by: Mutex<Option<Proc>>,
 }
 
 impl Agent {
@@ -51,29 +56,32 @@ impl Agent {
             runtime: RuntimeDir::new(&dirs.runtime_dir),
             watch: Mutex::new((AgentWatch::new(dirs.clone()), None)),
             dirs,
-            verified: AtomicBool::new(false),
+            learnt: Mutex::default(),
+            verified_by: Mutex::default(),
         }
     }
 
-    /// Whether the runtime directory is known to be this agent's.
+    /// Whether the runtime directory is known to be that of the agent that runs
+    /// now, so that a container's absence from it means something.
     pub fn is_verified(&self) -> bool {
-        self.verified.load(Ordering::Relaxed)
+        lock(&self.verified_by).is_some_and(Proc::is_alive)
     }
 
-    /// The parent of a living helper that the runtime directory named.
-    pub fn learn(&self, parent: Proc) {
-        self.verified.store(true, Ordering::Relaxed);
-        self.watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .learn(parent);
+    /// A living helper has this parent; `listed`: the runtime directory named it.
+    pub fn learn(&self, parent: Proc, listed: bool) {
+        lock(&self.learnt).push(parent);
+        if listed {
+            *lock(&self.verified_by) = Some(parent);
+        }
     }
 
     /// Reads `/proc`: not for the event path.
     pub fn state(&self) -> AgentState {
-        let mut guard = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.watch);
         let (watch, last) = &mut *guard;
+        for parent in lock(&self.learnt).drain(..) {
+            watch.learn(parent);
+        }
         let now = Instant::now();
         match last {
             Some((at, state)) if now.duration_since(*at) < STATE_AGE => *state,
@@ -100,21 +108,23 @@ impl Host {
             launcher,
             docker,
             index: Index::default(),
+            roots: agents
+                .iter()
+                .map(|agent| agent.cgroups_root.clone())
+                .collect(),
             agents: agents.into_iter().map(Agent::new).collect(),
             registry: Mutex::new(Registry::default()),
-            removals: Semaphore::new(REMOVALS),
+            removals: Arc::new(Semaphore::new(REMOVALS)),
+            stops: Semaphore::new(STOPS),
         }
     }
 
-    pub fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        lock(&self.registry)
     }
 
-    pub fn roots(&self) -> Vec<CgroupsRoot> {
-        self.agents
-            .iter()
-            .map(|agent| agent.dirs.cgroups_root.clone())
-            .collect()
+    pub fn roots(&self) -> &[CgroupsRoot] {
+        &self.roots
     }
 
     pub fn dirs(&self, agent: AgentIndex) -> &AgentDirs {
@@ -131,4 +141,9 @@ impl Host {
         )
         .to_owned()
     }
+}
+
+/// Every change under these locks is one step: a panic leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

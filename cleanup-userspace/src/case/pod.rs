@@ -7,7 +7,7 @@ use super::record::Ending;
 use super::{Death, reaper::key_of};
 use crate::cgroup::RunCgroup;
 use crate::config::Action;
-use crate::docker::{DockerError, JoinKey, LabelEvidence, Stopped, label_key, list_all};
+use crate::docker::{DockerError, JoinKey, LabelEvidence, Listed, Stopped, label_key, list_all};
 use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Run;
 
@@ -24,20 +24,10 @@ pub struct Answer {
 /// What can be known of the pod without a question: the names of the
 /// directories beneath the run's cgroup, and the index.
 pub fn first_wave(host: &Host, run: &Run) -> Vec<(String, JoinKey)> {
-    let dirs = host.dirs(run.agent);
-    let beneath = RunCgroup::open(&host.launcher, &dirs.cgroups_root, run.container)
-        .and_then(|cgroup| cgroup.map_or_else(|| Ok(Vec::new()), |cgroup| cgroup.docker_ids()));
-    let mut found: Vec<(String, JoinKey)> = match beneath {
-        Ok(ids) => ids
-            .into_iter()
-            .filter(|id| host.index.get(id).is_none_or(|info| !info.agents_own))
-            .map(|id| (id, JoinKey::Cgroup))
-            .collect(),
-        Err(error) => {
-            tracing::warn!(container = %run.container, %error, "the first wave goes without the run's cgroup");
-            Vec::new()
-        }
-    };
+    let mut found: Vec<(String, JoinKey)> = beneath(host, run)
+        .into_iter()
+        .map(|id| (id, JoinKey::Cgroup))
+        .collect();
     for info in host.index.running() {
         if let Some(key) = key_of(host, run, &info)
             && !found.iter().any(|(id, _)| *id == info.id)
@@ -48,35 +38,40 @@ pub fn first_wave(host: &Host, run: &Run) -> Vec<(String, JoinKey)> {
     found
 }
 
+/// Ids of the containers whose cgroups are directories of the run's.
+fn beneath(host: &Host, run: &Run) -> Vec<String> {
+    let root = &host.dirs(run.agent).cgroups_root;
+    let ids = RunCgroup::open(&host.launcher, root, run.container)
+        .and_then(|cgroup| cgroup.map_or_else(|| Ok(Vec::new()), |cgroup| cgroup.docker_ids()));
+    let mut ids = ids.unwrap_or_else(|error| {
+        tracing::warn!(container = %run.container, %error, "the run's cgroup cannot be read; going on without it");
+        Vec::new()
+    });
+    ids.retain(|id| host.index.get(id).is_none_or(|info| !info.agents_own));
+    ids
+}
+
 /// Asks Docker for everything that runs, and joins it to the run by every key.
 pub async fn discover_pod(
     host: &Host,
     run: &Run,
     death: &Death,
 ) -> Result<Vec<(String, JoinKey)>, DockerError> {
-    list_all(&host.docker, &host.index).await?;
+    let running = list_all(&host.docker, &host.index).await?;
     let evidence = label_evidence(host, run, death);
-    let roots = host.roots();
-    let beneath = first_wave(host, run);
-    let mut found = Vec::new();
-    for info in host.index.running() {
-        let by_cgroup = beneath
-            .iter()
-            .find(|(id, _)| *id == info.id)
-            .map(|(_, key)| *key);
-        let by_label = || {
-            evidence
-                .as_ref()
-                .and_then(|evidence| label_key(&info, &roots, evidence))
-        };
-        if let Some(key) = by_cgroup
-            .or_else(|| key_of(host, run, &info))
-            .or_else(by_label)
-        {
-            found.push((info.id.clone(), key));
+    let beneath = beneath(host, run);
+    let join = |listed: &Listed| {
+        if beneath.contains(&listed.id) {
+            return Some(JoinKey::Cgroup);
         }
-    }
-    Ok(found)
+        let info = listed.info.as_ref()?;
+        key_of(host, run, info).or_else(|| label_key(info, host.roots(), evidence.as_ref()?))
+    };
+    Ok(running
+        .into_iter()
+        .filter_map(|listed| Some((join(&listed)?, listed.id)))
+        .map(|(key, id)| (id, key))
+        .collect())
 }
 
 /// `None`: something that a join by label must know is not known.
@@ -121,16 +116,21 @@ async fn end(
     grace: Duration,
 ) -> Result<Option<Ending>, DockerError> {
     let docker = &host.docker;
+    // Never closed: an error would be a defect here, and no reason not to ask.
+    let permit = host.stops.acquire().await;
     let stopped = match host.config.action {
         Action::Stop | Action::Remove => docker.stop(id, grace).await?,
         Action::Kill => docker.kill(id).await?,
     };
+    drop(permit);
     let mut state = docker.inspect(id).await?.map(|(_, state)| state);
     if host.config.action == Action::Kill {
         // A kill returns when the signal is sent.
         let deadline = tokio::time::Instant::now() + host.config.docker.timeout;
+        let mut pause = Duration::from_millis(5);
         while state.is_some_and(|state| state.running) && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
             state = docker.inspect(id).await?.map(|(_, state)| state);
         }
     }

@@ -1,18 +1,22 @@
 //! Carries a case out: looks, decides, does one step, looks again.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::decide::{Facts, Ownership, Policy, Step, Swept, Waiting, decide};
-use super::effects::{self, Look};
+use super::effects::{self, Look, WORK_DEADLINE};
 use super::host::Host;
 use super::pod::{Answer, ask_to_end, discover_pod, first_wave};
 use super::record::{CaseResult, Contained, Progress, Record};
 use super::{Death, Outcome};
 use crate::config::Mode;
 use crate::docker::{ContainerInfo, JoinKey, RunScope, exact_key};
+use crate::mesos::AgentState;
 use crate::process::monotonic_ns;
 use crate::registry::Run;
 
@@ -21,6 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The pace of a case whose agent is stuck: only its end or return helps.
 const STUCK_PAUSE: Duration = Duration::from_secs(5);
+/// How long a problem is not mentioned again.
+const REMIND_AFTER: Duration = Duration::from_secs(600);
 /// Repeating a refused request: doubling from the first to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -52,7 +58,11 @@ pub struct Reaper {
     sweep_failures: u32,
     seen_owned: bool,
     handing_over: bool,
-    complained: bool,
+    /// Removal work that outlived its deadline.
+    removal: Option<JoinHandle<anyhow::Result<usize>>>,
+    /// Until when nothing is removed, since something was busy.
+    busy_until: Option<u64>,
+    complaints: HashMap<&'static str, Instant>,
 }
 
 impl Reaper {
@@ -76,7 +86,9 @@ impl Reaper {
             sweep_due: None,
             sweep_failures: 0,
             handing_over: false,
-            complained: false,
+            removal: None,
+            busy_until: None,
+            complaints: HashMap::new(),
         };
         reaper.join(found);
         if reaper.host.config.mode == Mode::Enforce {
@@ -104,7 +116,7 @@ impl Reaper {
             let look = match self.look().await {
                 Ok(look) => look,
                 Err(error) => {
-                    self.complain(&error);
+                    self.complain("look", &error);
                     self.wait(LONGEST_PAUSE).await;
                     continue;
                 }
@@ -116,31 +128,42 @@ impl Reaper {
                 Step::Stop => self.stop(),
                 Step::Sweep => self.sweep().await,
                 Step::EndStragglers => {
-                    self.end_stragglers(look).await;
+                    self.end_stragglers(look.agent).await;
                     self.wait(FIRST_PAUSE).await;
                 }
-                Step::Remove { foreign: _, agents } => {
-                    if self.remove(look, agents).await {
+                Step::Remove { agents } => {
+                    if self.remove(agents).await {
                         pause = FIRST_PAUSE;
                     } else {
-                        self.wait(pause).await;
-                        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                        pause = slower(pause);
+                        self.busy_until = Some(monotonic_ns() + nanos(pause));
                     }
                 }
                 Step::Wait(waiting) => {
                     let wait = match waiting {
-                        Waiting::Settle => policy
-                            .settle
-                            .saturating_sub(facts.quiet_for.unwrap_or_default()),
-                        Waiting::Docker => {
-                            facts.retry_in.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE)
+                        Waiting::Settle => {
+                            let settled = policy
+                                .settle
+                                .saturating_sub(facts.quiet_for.unwrap_or_default());
+                            // What is busy is tried again meanwhile.
+                            if facts.busy {
+                                settled.min(pause)
+                            } else {
+                                settled
+                            }
                         }
+                        // An answer comes as a message.
+                        Waiting::Docker => facts.retry_in.unwrap_or(STUCK_PAUSE).min(STUCK_PAUSE),
                         Waiting::AgentStuck => {
                             self.complain_of_the_agent(&facts);
                             STUCK_PAUSE
                         }
-                        Waiting::AgentKills | Waiting::AgentDestroys | Waiting::Busy => {
-                            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                        Waiting::Busy => {
+                            self.complain_of_busy_cgroups(&facts);
+                            pause
+                        }
+                        Waiting::AgentKills | Waiting::AgentDestroys => {
+                            pause = slower(pause);
                             pause
                         }
                     };
@@ -158,13 +181,9 @@ impl Reaper {
     async fn observe(mut self) -> Record {
         self.sweep().await;
         let directories = match self.look().await {
-            Ok(look) => look
-                .cgroups
-                .iter()
-                .map(|cgroup| cgroup.hierarchy().name())
-                .collect::<Vec<_>>(),
+            Ok(look) => look.hierarchies,
             Err(error) => {
-                self.complain(&error);
+                self.complain("look", &error);
                 Vec::new()
             }
         };
@@ -265,6 +284,7 @@ impl Reaper {
                 (false, false) => Ownership::Unknown,
             },
             directories: look.directories.clone(),
+            busy: self.busy_until.is_some_and(|until| until > now),
             age: nanos(self.record.death.at_ns),
         }
     }
@@ -272,6 +292,12 @@ impl Reaper {
     async fn look(&mut self) -> anyhow::Result<Look> {
         let look = effects::look(&self.host, &self.record.run, &self.record.death).await?;
         self.seen_owned |= look.owned || self.host.agents[self.record.run.agent].is_verified();
+        self.record.run.identity = self
+            .record
+            .run
+            .identity
+            .take()
+            .or_else(|| look.identity.clone());
         Ok(look)
     }
 
@@ -309,7 +335,7 @@ impl Reaper {
                 self.join(found);
             }
             Err(error) => {
-                self.complain(&error.into());
+                self.complain("docker", &error.into());
                 self.sweep_due = Some(monotonic_ns() + nanos(retry_after(self.sweep_failures)));
                 self.sweep_failures += 1;
             }
@@ -331,31 +357,35 @@ impl Reaper {
     }
 
     /// Removes what may be removed; returns whether anything went.
-    async fn remove(&mut self, look: Look, agents: bool) -> bool {
-        match effects::remove(
-            &self.host,
-            &self.record.run,
-            &self.record.death,
-            look,
-            agents,
-        )
-        .await
-        {
+    async fn remove(&mut self, agents: bool) -> bool {
+        let mut work = self.removal.take().unwrap_or_else(|| {
+            effects::begin_removal(&self.host, &self.record.run, &self.record.death, agents)
+        });
+        let Ok(done) = tokio::time::timeout(WORK_DEADLINE, &mut work).await else {
+            // Never a second one beside it: each could hang a thread.
+            self.removal = Some(work);
+            self.complain(
+                "remove",
+                &anyhow::anyhow!("a removal of its cgroups hangs in the kernel"),
+            );
+            return false;
+        };
+        match done.map_err(Into::into).and_then(|removed| removed) {
             Ok(removed) => {
                 self.record.directories_removed += removed;
                 removed > 0
             }
             Err(error) => {
-                self.complain(&error);
+                self.complain("remove", &error);
                 false
             }
         }
     }
 
-    async fn end_stragglers(&mut self, look: Look) {
-        match effects::end_stragglers(&self.record.run, look).await {
+    async fn end_stragglers(&mut self, agent: AgentState) {
+        match effects::end_stragglers(&self.host, &self.record.run, agent).await {
             Ok(ended) => self.record.processes_ended += ended,
-            Err(error) => self.complain(&error),
+            Err(error) => self.complain("kill", &error),
         }
     }
 
@@ -388,13 +418,11 @@ impl Reaper {
                 container.ended_ns = Some(answer.at_ns);
                 self.host.index.ended(&answer.id);
             }
-            // It was stopped and runs again.
-            Ok(None) => container.progress = Progress::Found,
+            // Again later: it was stopped and runs, or Docker did not do it.
+            Ok(None) => container.fail(retry_after(container.failures)),
             Err(error) => {
-                let due_ns = monotonic_ns() + nanos(retry_after(container.failures));
-                container.progress = Progress::Failed { due_ns };
-                container.failures += 1;
-                self.complain(&error.into());
+                container.fail(retry_after(container.failures));
+                self.complain("docker", &error.into());
             }
         }
     }
@@ -406,20 +434,19 @@ impl Reaper {
         }
     }
 
-    /// Says once for each case what is in the way, then at debug level.
-    fn complain(&mut self, error: &anyhow::Error) {
+    /// Says what is in the way: each kind of thing once, and again after a while.
+    fn complain(&mut self, kind: &'static str, error: &anyhow::Error) {
         let container = self.record.run.container;
-        if self.complained {
-            tracing::debug!(%container, error = format!("{error:#}"), "still in the way of a cleanup");
+        let error = format!("{error:#}");
+        if self.is_news(kind) {
+            tracing::warn!(%container, error, "in the way of a cleanup; trying on");
         } else {
-            self.complained = true;
-            tracing::warn!(%container, error = format!("{error:#}"), "in the way of a cleanup; trying on");
+            tracing::debug!(%container, error, "still in the way of a cleanup");
         }
     }
 
     fn complain_of_the_agent(&mut self, facts: &Facts) {
-        if !self.complained {
-            self.complained = true;
+        if self.is_news("agent") {
             tracing::warn!(
                 container = %self.record.run.container,
                 agent = ?facts.agent,
@@ -431,19 +458,48 @@ impl Reaper {
             );
         }
     }
+
+    fn complain_of_busy_cgroups(&mut self, facts: &Facts) {
+        if facts.age >= self.host.config.agent_deadline && self.is_news("busy") {
+            tracing::warn!(
+                container = %self.record.run.container,
+                cgroup = %self.host.run_path(&self.record.run).display(),
+                cgroups = facts.directories.len(),
+                "cgroups of a dead run are not empty, though Docker says that nothing runs there: \
+                 look at cgroup.procs beneath them"
+            );
+        }
+    }
+
+    fn is_news(&mut self, kind: &'static str) -> bool {
+        let news = self
+            .complaints
+            .get(kind)
+            .is_none_or(|last| last.elapsed() >= REMIND_AFTER);
+        if news {
+            self.complaints.insert(kind, Instant::now());
+        }
+        news
+    }
 }
 
-/// The key that makes a container, seen in an event, part of a dead run.
+/// The run-exact key that makes a container part of a dead run.
 pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
+    let sandboxes = run
+        .identity
+        .as_ref()
+        .map(|identity| [&identity.sandbox, &identity.resolved]);
     exact_key(
         info,
         &RunScope {
             container: run.container,
             cgroups_root: &host.dirs(run.agent).cgroups_root,
-            sandbox: run
-                .identity
-                .as_ref()
-                .map(|identity| identity.sandbox.as_path()),
+            all_roots: host.roots(),
+            sandboxes: sandboxes
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect(),
         },
     )
 }
@@ -456,6 +512,10 @@ fn key_name(key: JoinKey) -> &'static str {
         JoinKey::ConfigFiles => "config_files",
         JoinKey::Label => "label",
     }
+}
+
+fn slower(pause: Duration) -> Duration {
+    (pause * 3 / 2).min(LONGEST_PAUSE)
 }
 
 fn retry_after(failures: u32) -> Duration {

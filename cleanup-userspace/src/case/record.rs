@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use crate::docker::{ContainerState, JoinKey, Stopped};
 use crate::mesos::Identity;
+use crate::process::monotonic_ns;
 use crate::registry::Run;
 
 use super::Death;
@@ -98,6 +100,15 @@ impl Contained {
             ended_ns: None,
             failures: 0,
         }
+    }
+
+    /// The last request failed: it is due again after a pause.
+    pub fn fail(&mut self, pause: Duration) {
+        let pause = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
+        self.progress = Progress::Failed {
+            due_ns: monotonic_ns().saturating_add(pause),
+        };
+        self.failures += 1;
     }
 }
 

@@ -4,12 +4,13 @@
 //! For a run's *own* processes only. Docker's are stopped through Docker:
 //! killed through their cgroup they come back when their restart policy says so.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{Hierarchy, RunCgroup, membership};
-use crate::process::{self, Proc};
+use crate::process::Proc;
 
 /// Rounds of "list and signal" before the cgroup is frozen to outrun a process
 /// that forks faster than it is killed.
@@ -37,31 +38,31 @@ pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
         cgroup: cgroup(),
         error,
     };
-    let mut signalled = 0;
-    let mut frozen = None;
+    let mut signalled = HashSet::new();
     for round in 0..ROUNDS {
+        // Frozen before it is listed: who forks faster than it is killed cannot
+        // do so then. SIGKILL reaches a frozen process once it is thawed.
+        let frozen = (round >= ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified)
+            .then(|| Frozen::freeze(run));
         let pids = run.own_procs().map_err(io_error)?;
         if pids.is_empty() {
-            return Ok(signalled);
-        }
-        if round == ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified {
-            frozen = Some(Frozen::freeze(run));
+            return Ok(signalled.len());
         }
         if run.hierarchy().unified && kill_file(run).map_err(io_error)? {
-            signalled += pids.len();
+            signalled.extend(pids);
         } else {
             for pid in pids {
-                let sent = kill_one(run, pid).map_err(io_error)?;
-                signalled += usize::from(sent);
+                if kill_one(run, pid).map_err(io_error)? {
+                    signalled.insert(pid);
+                }
             }
         }
-        // SIGKILL reaches a frozen process only once it is thawed.
-        drop(frozen.take());
+        drop(frozen);
         std::thread::sleep(PAUSE);
     }
     let left = run.own_procs().map_err(io_error)?;
     if left.is_empty() {
-        Ok(signalled)
+        Ok(signalled.len())
     } else {
         Err(KillError::Remain {
             cgroup: cgroup(),
@@ -100,7 +101,6 @@ fn kill_one(run: &RunCgroup, pid: u32) -> io::Result<bool> {
 
 fn sits_in(pid: u32, hierarchy: &Hierarchy, run: &Path) -> bool {
     membership(pid).is_some_and(|m| m.path(hierarchy).is_some_and(|path| path.starts_with(run)))
-        && process::stat(pid).is_some()
 }
 
 /// Freezes the run's v1 freezer cgroup, and always thaws it again.

@@ -19,13 +19,22 @@ const TOMBSTONES: usize = 10_000;
 pub struct Casebook {
     host: Arc<Host>,
     sender: UnboundedSender<Message>,
-    open: HashMap<ContainerId, UnboundedSender<CaseMessage>>,
+    open: HashMap<ContainerId, Open>,
     tombstones: HashMap<ContainerId, (Run, Death)>,
     /// The tombstones, oldest first.
     buried: VecDeque<ContainerId>,
     /// For the closing line.
     pub cases: u64,
     pub containers: usize,
+}
+
+#[derive(Debug)]
+struct Open {
+    inbox: UnboundedSender<CaseMessage>,
+    run: Run,
+    death: Death,
+    /// Its task died once already.
+    panicked: bool,
 }
 
 impl Casebook {
@@ -56,9 +65,26 @@ impl Casebook {
 
     /// Opens a case. The first wave of stop requests is sent before it returns.
     pub fn open(&mut self, run: Run, death: Death) {
+        self.start(run, death, false);
+    }
+
+    fn start(&mut self, run: Run, death: Death, panicked: bool) {
         let container = run.container;
-        let (reaper, case) = Reaper::open(Arc::clone(&self.host), run, death);
-        self.open.insert(container, case);
+        let (reaper, inbox) = Reaper::open(Arc::clone(&self.host), run.clone(), death.clone());
+        if let Some(identity) = &run.identity {
+            self.host
+                .registry()
+                .ended(container, identity.executor_id.clone());
+        }
+        self.open.insert(
+            container,
+            Open {
+                inbox,
+                run,
+                death,
+                panicked,
+            },
+        );
         let sender = self.sender.clone();
         let work = tokio::spawn(reaper.run());
         tokio::spawn(async move {
@@ -83,16 +109,27 @@ impl Casebook {
         if record.result == CaseResult::HandedOver {
             return;
         }
-        if let Some(identity) = &record.run.identity {
+        let Record {
+            run, death, result, ..
+        } = record;
+        if let Some(identity) = &run.identity {
             self.host
                 .registry()
                 .ended(container, identity.executor_id.clone());
         }
-        if self
-            .tombstones
-            .insert(container, (record.run, record.death))
-            .is_none()
-        {
+        // What was started while the case closed was told to a case that did not
+        // listen any more; the index has it.
+        let late = result == CaseResult::Clean
+            && self
+                .host
+                .index
+                .running()
+                .iter()
+                .any(|info| key_of(&self.host, &run, info).is_some());
+        if late {
+            self.reopen(run.clone(), death.clone());
+        }
+        if self.tombstones.insert(container, (run, death)).is_none() {
             self.buried.push_back(container);
         }
         while self.buried.len() > TOMBSTONES {
@@ -102,7 +139,23 @@ impl Casebook {
         }
     }
 
-    /// A case's task died: its run may be found again.
+    /// A case's task died: a defect, which must not cost the pod. It is begun
+    /// again once.
+    pub fn panicked(&mut self, container: ContainerId) {
+        let Some(open) = self.open.remove(&container) else {
+            return;
+        };
+        if open.panicked {
+            tracing::error!(%container, "the task of a case panicked again; the case is given up until the next start");
+            self.tombstones.insert(container, (open.run, open.death));
+            self.buried.push_back(container);
+        } else {
+            tracing::error!(%container, "the task of a case panicked; it begins again");
+            self.start(open.run, open.death, true);
+        }
+    }
+
+    /// A case's task died while the daemon stops.
     pub fn forget(&mut self, container: ContainerId) {
         self.open.remove(&container);
     }
@@ -110,31 +163,41 @@ impl Casebook {
     /// A container that runs: if it belongs to a dead run, its case goes on, or
     /// begins again.
     pub fn on_active(&mut self, info: &Arc<ContainerInfo>) {
-        for container in named_runs(info, &self.host.roots()) {
+        for container in named_runs(info, self.host.roots()) {
             if let Some(case) = self.open.get(&container) {
-                let _ = case.send(CaseMessage::Active(Arc::clone(info)));
+                // A case that does not listen any more is about to be closed:
+                // that looks at the index.
+                let _ = case.inbox.send(CaseMessage::Active(Arc::clone(info)));
                 continue;
             }
             let Some((run, death)) = self.tombstones.get(&container) else {
                 continue;
             };
             if key_of(&self.host, run, info).is_some() {
-                tracing::info!(%container, docker = %info.id, "a container came after its executor's case was closed: reopened");
-                self.open(run.clone(), death.clone());
+                let (run, death) = (run.clone(), death.clone());
+                self.reopen(run, death);
             }
         }
+    }
+
+    fn reopen(&mut self, run: Run, death: Death) {
+        tracing::info!(
+            container = %run.container,
+            "a container came after its executor's case was closed: reopened"
+        );
+        self.open(run, death);
     }
 
     /// Something changed for one run: its case, if open, looks again.
     pub fn nudge(&self, container: ContainerId) -> bool {
         self.open
             .get(&container)
-            .is_some_and(|case| case.send(CaseMessage::Nudge).is_ok())
+            .is_some_and(|case| case.inbox.send(CaseMessage::Nudge).is_ok())
     }
 
     pub fn tell_all(&self, message: impl Fn() -> CaseMessage) {
         for case in self.open.values() {
-            let _ = case.send(message());
+            let _ = case.inbox.send(message());
         }
     }
 }

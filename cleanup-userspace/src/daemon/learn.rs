@@ -10,18 +10,18 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
 use crate::case::Host;
-use crate::cgroup::membership;
 use crate::mesos::ContainerId;
 use crate::process::{Proc, stat};
-use crate::registry::{self, AgentIndex, Ended, Run, cgroups_of};
+use crate::registry::{self, AgentIndex, Ended, Run, cgroups_of, find_identity, seat_of};
 
 /// How fast to look for a PID file or for an executor that the helper is about
-/// to start: doubling from the first to the longest.
+/// to start: doubling from the first to the longest. A helper may fetch for
+/// minutes; one whose executor cannot be recognised is looked at for ever.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+const SLOWEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Learns a run: first its helper, then the executor that the helper starts,
-/// maybe minutes later. Ends when both are known or the run is over.
+/// Learns a run: its helper first, its sandbox, and then its executor.
 pub async fn learn_run(
     host: Arc<Host>,
     agent: AgentIndex,
@@ -32,10 +32,14 @@ pub async fn learn_run(
     let run = loop {
         let shared = Arc::clone(&host);
         let learnt = blocking(move || {
-            registry::learn(agent, shared.dirs(agent), container, &shared.launcher)
-        })
-        .await;
-        match learnt {
+            let dirs = shared.dirs(agent);
+            let run = registry::learn(agent, dirs, container, &shared.launcher)?;
+            Some(Run {
+                identity: find_identity(dirs, container),
+                ..run
+            })
+        });
+        match learnt.await {
             Some(Some(run)) => break run,
             Some(None) if host.agents[agent].runtime.owns(container).unwrap_or(true) => {}
             _ => return,
@@ -43,21 +47,32 @@ pub async fn learn_run(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     };
-    let (helper, executor) = (run.helper, run.executor);
-    if sender.send(Message::Learnt(Box::new(run))).is_err() || executor.is_some() {
+    let _ = sender.send(Message::Learnt(Box::new(run)));
+}
+
+/// Learns what a helper starts, now or minutes later. Ends when it is known, or
+/// the helper is gone.
+pub async fn learn_executor(host: Arc<Host>, run: Run, sender: UnboundedSender<Message>) {
+    let (Some(helper), container) = (run.helper, run.container) else {
         return;
-    }
-    let Some(helper) = helper else { return };
-    pause = FIRST_PAUSE;
+    };
+    let run = Arc::new(run);
+    let mut pause = FIRST_PAUSE;
     while helper.is_alive() && !sender.is_closed() {
+        let (shared, run) = (Arc::clone(&host), Arc::clone(&run));
         let found = blocking(move || {
             let executor = registry::executor_of(helper)?;
             // Now it sits in every cgroup that the agent's isolators have for it.
-            Some((executor, membership(executor.pid)))
-        })
-        .await
-        .flatten();
-        if let Some((executor, seat)) = found {
+            let seat = seat_of(
+                executor,
+                run.launcher,
+                &shared.launcher,
+                shared.dirs(run.agent),
+                container,
+            );
+            Some((executor, seat))
+        });
+        if let Some((executor, seat)) = found.await.flatten() {
             let _ = sender.send(Message::ExecutorLearnt {
                 container,
                 executor,
@@ -66,16 +81,21 @@ pub async fn learn_run(
             return;
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = if pause < LONGEST_PAUSE {
+            pause * 2
+        } else {
+            (pause * 9 / 8).min(SLOWEST_PAUSE)
+        };
     }
 }
 
 /// Tells the agent's watch who the helper's parent is.
 pub fn learn_agent(host: &Host, run: &Run) {
     if let Some(helper) = run.helper.filter(|helper| helper.is_alive())
-        && let Some(parent) = stat(helper.pid).and_then(|stat| Proc::of(stat.ppid))
+        && let Ok(Some(stat)) = stat(helper.pid)
+        && let Some(parent) = Proc::of(stat.ppid)
     {
-        host.agents[run.agent].learn(parent);
+        host.agents[run.agent].learn(parent, run.owned);
     }
 }
 

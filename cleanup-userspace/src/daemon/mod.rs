@@ -2,6 +2,7 @@
 
 mod casebook;
 mod core;
+mod deaths;
 mod learn;
 mod preflight;
 mod surveyor;
@@ -26,6 +27,7 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 /// Runs until SIGTERM or SIGINT. An error says why the daemon cannot work here.
 pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
+    preflight::raise_descriptor_limit();
     let mut stop = Stop::new()?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Inode numbers of the initial namespaces (include/linux/proc_ns.h, since 3.8;
 /// the cgroup namespace since 4.6).
@@ -40,4 +41,17 @@ pub fn check() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Every stop request, pidfd and removal takes a descriptor: the soft limit is
+/// often 1024, for the sake of programs that use select(2).
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::core::Message;
 use crate::case::Host;
 use crate::mesos::ContainerId;
-use crate::reconcile::survey;
+use crate::reconcile::{Unknown, survey};
 use crate::registry::Run;
 
 /// Between the two looks that must agree before a run found dead by comparison
@@ -57,14 +57,15 @@ impl Surveyor {
         });
     }
 
-    /// A survey is over. Returns when another one is due, if one is.
+    /// A survey is over. Returns when another one is due, if one is. With suspects
+    /// the second look decides, and needs its distance from the first.
     pub fn finished(&mut self) -> Option<Duration> {
         self.running = false;
         let again = self.again.take();
         if self.suspects.is_empty() {
             again
         } else {
-            Some(again.map_or(SECOND_LOOK, |again| again.min(SECOND_LOOK)))
+            Some(SECOND_LOOK)
         }
     }
 
@@ -79,13 +80,18 @@ impl Surveyor {
     }
 
     /// Says once of each unknown run that it is left alone, and why.
-    pub fn report_unknown(&mut self, unknown: &BTreeMap<ContainerId, &'static str>) {
-        for (container, why) in unknown {
+    pub fn report_unknown(&mut self, unknown: &BTreeMap<ContainerId, Unknown>) {
+        for (container, Unknown { why, .. }) in unknown {
             if self.unknown.insert(*container) {
                 tracing::info!(%container, why, "unknown run: left alone");
             }
         }
         self.unknown
             .retain(|container| unknown.contains_key(container));
+        let executor_ids = unknown
+            .values()
+            .map(|unknown| unknown.executor_id.clone())
+            .collect();
+        self.host.registry().set_unknown(executor_ids);
     }
 }

@@ -153,10 +153,14 @@ impl Docker {
             .force(false)
             .build();
         let asked = self.client.remove_container(id, Some(options));
-        absent_is_done(
-            self.within(self.timeout, &format!("remove container {id}"), asked)
-                .await,
-        )
+        match self
+            .within(self.timeout, &format!("remove container {id}"), asked)
+            .await
+        {
+            Ok(()) => Ok(Stopped::Done),
+            Err(DockerError::Refused { status: 404, .. }) => Ok(Stopped::NothingToDo),
+            Err(error) => Err(error),
+        }
     }
 
     /// `None`: no such container.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 
 use super::{ContainerInfo, Docker, DockerError, Index};
@@ -61,6 +62,8 @@ async fn follow_once(
     let list = list_all(docker, index);
     tokio::pin!(list);
     let mut listed = false;
+    // Beside the stream: one container that cannot be looked at delays no other.
+    let mut looks = FuturesUnordered::new();
     loop {
         tokio::select! {
             outcome = &mut list, if !listed => {
@@ -71,6 +74,13 @@ async fn follow_once(
                 *backoff = FIRST_BACKOFF;
                 let _ = changes.send(DockerChange::Connected);
             }
+            Some(outcome) = looks.next() => match outcome {
+                Ok(Some(info)) => {
+                    let _ = changes.send(DockerChange::Active(info));
+                }
+                Ok(None) => {}
+                Err(error) => return error,
+            },
             event = events.next() => {
                 let event = match event {
                     Some(Ok(event)) => event,
@@ -83,16 +93,7 @@ async fn follow_once(
                 match event.action.as_deref() {
                     Some("die") => index.ended(&id),
                     Some("destroy") => index.removed(&id),
-                    Some(action @ ("create" | "start")) => match docker.inspect(&id).await {
-                        Ok(Some((info, state))) => {
-                            let info = Arc::new(info);
-                            index.insert(info.as_ref().clone(), state.running || action == "start");
-                            let _ = changes.send(DockerChange::Active(info));
-                        }
-                        Ok(None) => index.removed(&id),
-                        Err(error) if error.is_transient() => return error,
-                        Err(error) => tracing::warn!(%error, "a new container could not be looked at"),
-                    },
+                    Some(action @ ("create" | "start")) => looks.push(look(docker, index, id, action == "start")),
                     _ => {}
                 }
             }
@@ -100,24 +101,58 @@ async fn follow_once(
     }
 }
 
-/// Puts every running container into the index.
-pub async fn list_all(docker: &Docker, index: &Index) -> Result<(), DockerError> {
+/// A container that runs.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    pub id: String,
+    /// `None`: Docker does not answer for this one.
+    pub info: Option<Arc<ContainerInfo>>,
+}
+
+/// Lists what runs, and puts it into the index. A container that Docker does not
+/// answer for is said so once.
+pub async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerError> {
+    let mark = index.mark();
     let ids = docker.list_running().await?;
-    index.replace_running(&ids);
-    let unknown: Vec<String> = ids
-        .into_iter()
-        .filter(|id| index.get(id).is_none())
-        .collect();
-    let mut answers = futures_util::stream::iter(unknown)
-        .map(|id| async move { (docker.inspect(&id).await, id) })
-        .buffer_unordered(INSPECTS);
-    while let Some((answer, id)) = answers.next().await {
-        match answer {
-            Ok(Some((info, state))) => index.insert(info, state.running),
-            Ok(None) => index.removed(&id),
-            Err(error) if error.is_transient() => return Err(error),
-            Err(error) => tracing::warn!(%error, "a container could not be looked at"),
+    index.replace_running(&ids, mark);
+    let looks = ids.into_iter().map(|id| async move {
+        let info = match index.get(&id) {
+            Some(info) => Some(info),
+            None if index.is_hung(&id) => None,
+            None => look(docker, index, id.clone(), false).await?,
+        };
+        Ok(Listed { id, info })
+    });
+    futures_util::stream::iter(looks)
+        .buffer_unordered(INSPECTS)
+        .try_collect()
+        .await
+}
+
+/// Inspects a container into the index. `Ok(None)`: there is none, or Docker does
+/// not answer for this one. An error: Docker itself is away.
+async fn look(
+    docker: &Docker,
+    index: &Index,
+    id: String,
+    started: bool,
+) -> Result<Option<Arc<ContainerInfo>>, DockerError> {
+    match docker.inspect(&id).await {
+        Ok(Some((info, state))) => {
+            let info = Arc::new(info);
+            index.insert(Arc::clone(&info), state.running || started);
+            Ok(Some(info))
+        }
+        Ok(None) => {
+            index.removed(&id);
+            Ok(None)
+        }
+        Err(error @ DockerError::Unreachable { .. }) => Err(error),
+        Err(error) => {
+            if index.hangs(&id) {
+                tracing::warn!(%error, "a container cannot be looked at; it is joined by its cgroup only");
+            }
+            Ok(None)
         }
     }
-    Ok(())
 }

@@ -1,10 +1,14 @@
 //! The containers of this host that run, kept current from Docker's events, so
 //! that a dead run's pod is known without a question.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::{ContainerInfo, JoinKey, RunScope, exact_key};
+use super::ContainerInfo;
+
+/// How long a container whose inspect hangs is not asked for again.
+const HUNG: Duration = Duration::from_secs(60);
 
 /// Cheap to clone: all clones are one index.
 #[derive(Debug, Clone, Default)]
@@ -12,18 +16,28 @@ pub struct Index(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Containers that may run, by id. Immutable facts: never stale.
+    /// Facts that never change, by id, of every container that may run.
     known: HashMap<String, Arc<ContainerInfo>>,
-    running: HashSet<String>,
+    /// Those that run, with the change that told.
+    running: HashMap<String, u64>,
+    changes: u64,
+    hung: HashMap<String, Instant>,
 }
 
+/// A moment in the index's life.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark(u64);
+
 impl Index {
-    pub fn insert(&self, info: ContainerInfo, running: bool) {
+    pub fn insert(&self, info: Arc<ContainerInfo>, running: bool) {
         let mut inner = self.lock();
+        inner.changes += 1;
+        let change = inner.changes;
         if running {
-            inner.running.insert(info.id.clone());
+            inner.running.insert(info.id.clone(), change);
         }
-        inner.known.insert(info.id.clone(), Arc::new(info));
+        inner.hung.remove(&info.id);
+        inner.known.insert(info.id.clone(), info);
     }
 
     pub fn get(&self, id: &str) -> Option<Arc<ContainerInfo>> {
@@ -39,37 +53,96 @@ impl Index {
         let mut inner = self.lock();
         inner.running.remove(id);
         inner.known.remove(id);
+        inner.hung.remove(id);
     }
 
-    /// Takes over what Docker listed, and forgets what does not run (any more).
-    pub fn replace_running(&self, ids: &[String]) {
+    /// Now, for [`replace_running`](Self::replace_running).
+    pub fn mark(&self) -> Mark {
+        Mark(self.lock().changes)
+    }
+
+    /// Takes over what Docker listed when it was asked at `mark`, and forgets
+    /// what does not run (any more). What came after the question stays.
+    pub fn replace_running(&self, ids: &[String], mark: Mark) {
         let mut inner = self.lock();
-        inner.running = ids.iter().cloned().collect();
-        let Inner { known, running } = &mut *inner;
-        known.retain(|id, _| running.contains(id));
-    }
-
-    /// The running containers that a run-exact key joins to a run.
-    pub fn pod_of(&self, run: &RunScope<'_>) -> Vec<(String, JoinKey)> {
-        let inner = self.lock();
         inner
             .running
-            .iter()
-            .filter_map(|id| Some((id.clone(), exact_key(inner.known.get(id)?, run)?)))
-            .collect()
+            .retain(|id, change| *change > mark.0 || ids.contains(id));
+        for id in ids {
+            inner.running.entry(id.clone()).or_insert(mark.0);
+        }
+        let Inner {
+            known,
+            running,
+            hung,
+            ..
+        } = &mut *inner;
+        known.retain(|id, _| running.contains_key(id));
+        hung.retain(|id, _| running.contains_key(id));
     }
 
     pub fn running(&self) -> Vec<Arc<ContainerInfo>> {
         let inner = self.lock();
         inner
             .running
-            .iter()
+            .keys()
             .filter_map(|id| inner.known.get(id).cloned())
             .collect()
+    }
+
+    /// Its inspect did not come back. Returns whether that is news.
+    pub fn hangs(&self, id: &str) -> bool {
+        self.lock()
+            .hung
+            .insert(id.to_owned(), Instant::now())
+            .is_none()
+    }
+
+    /// Whether it is too early to inspect this container again.
+    pub fn is_hung(&self, id: &str) -> bool {
+        self.lock()
+            .hung
+            .get(id)
+            .is_some_and(|since| since.elapsed() < HUNG)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change is one step: a panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str) -> Arc<ContainerInfo> {
+        Arc::new(ContainerInfo {
+            id: id.to_owned(),
+            ..ContainerInfo::default()
+        })
+    }
+
+    fn ids(index: &Index) -> Vec<String> {
+        let mut ids: Vec<_> = index.running().iter().map(|info| info.id.clone()).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn an_old_list_does_not_undo_what_came_after_the_question() {
+        let index = Index::default();
+        index.insert(container("old"), true);
+        index.insert(container("gone"), true);
+        let mark = index.mark();
+        index.insert(container("new"), true);
+        index.replace_running(&["old".to_owned()], mark);
+        assert_eq!(ids(&index), ["new", "old"]);
+        index.replace_running(&["old".to_owned()], index.mark());
+        assert_eq!(ids(&index), ["old"]);
+        assert!(index.get("new").is_none());
+        index.ended("old");
+        assert_eq!(ids(&index), Vec::<String>::new());
+        assert!(index.get("old").is_some());
     }
 }

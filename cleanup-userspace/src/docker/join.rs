@@ -33,8 +33,10 @@ pub enum JoinKey {
 pub struct RunScope<'a> {
     pub container: ContainerId,
     pub cgroups_root: &'a CgroupsRoot,
-    /// Where known; without it only cgroups join.
-    pub sandbox: Option<&'a Path>,
+    /// The roots of all agents: a parent beneath any of them decides.
+    pub all_roots: &'a [CgroupsRoot],
+    /// The run's sandbox under every name it has; none known, only cgroups join.
+    pub sandboxes: Vec<&'a Path>,
 }
 
 const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
@@ -46,22 +48,35 @@ pub fn exact_key(container: &ContainerInfo, run: &RunScope<'_>) -> Option<JoinKe
     if container.agents_own {
         return None;
     }
-    if let Some(named) = run_of_cgroup_parent(container, run.cgroups_root) {
-        // The cgroup decides, whatever the labels say.
-        return (named == run.container).then_some(JoinKey::CgroupParent);
+    // The cgroup decides, whatever the labels say.
+    let mut parents = run
+        .all_roots
+        .iter()
+        .filter_map(|root| Some((root, run_of_cgroup_parent(container, root)?)));
+    if let Some((root, named)) = parents.next() {
+        return (named == run.container && root == run.cgroups_root)
+            .then_some(JoinKey::CgroupParent);
     }
-    let sandbox = run.sandbox?;
+    // Files in two sandboxes name nobody.
+    if named_runs(container, run.all_roots)
+        .iter()
+        .any(|named| *named != run.container)
+    {
+        return None;
+    }
+    let here = |path: &str| run.sandboxes.iter().any(|sandbox| lies_in(path, sandbox));
     if container
         .labels
         .get(WORKING_DIR)
-        .is_some_and(|dir| lies_in(dir, sandbox))
+        .is_some_and(|dir| here(dir))
     {
         return Some(JoinKey::WorkingDir);
     }
-    let files = container.labels.get(CONFIG_FILES)?;
-    files
+    container
+        .labels
+        .get(CONFIG_FILES)?
         .split(',')
-        .any(|file| lies_in(file, sandbox))
+        .any(here)
         .then_some(JoinKey::ConfigFiles)
 }
 
@@ -203,7 +218,11 @@ mod tests {
             &RunScope {
                 container: RUN.parse().unwrap(),
                 cgroups_root: &root,
-                sandbox: Some(Path::new(&sandbox)),
+                all_roots: &[
+                    root.clone(),
+                    CgroupsRoot::try_from(std::path::PathBuf::from("second")).unwrap(),
+                ],
+                sandboxes: vec![Path::new(&sandbox), Path::new("/resolved")],
             },
         )
     }
@@ -265,6 +284,36 @@ mod tests {
                 "{elsewhere}"
             );
         }
+    }
+
+    #[test]
+    fn a_sandbox_has_more_than_one_name() {
+        assert_eq!(
+            key(&labelled(&[(WORKING_DIR, "/resolved/app".to_owned())])),
+            Some(JoinKey::WorkingDir)
+        );
+    }
+
+    #[test]
+    fn files_in_two_sandboxes_name_nobody() {
+        let files = format!("{}/a.yml,{}/b.yml", sandbox(RUN), sandbox(OTHER));
+        assert_eq!(key(&labelled(&[(CONFIG_FILES, files.clone())])), None);
+        assert_eq!(
+            key(&labelled(&[
+                (WORKING_DIR, sandbox(OTHER)),
+                (CONFIG_FILES, format!("{}/a.yml", sandbox(RUN)))
+            ])),
+            None
+        );
+    }
+
+    #[test]
+    fn a_parent_beneath_another_agents_root_decides_too() {
+        let other = ContainerInfo {
+            cgroup_parent: format!("/second/{RUN}"),
+            ..labelled(&[(WORKING_DIR, sandbox(RUN))])
+        };
+        assert_eq!(key(&other), None);
     }
 
     #[test]

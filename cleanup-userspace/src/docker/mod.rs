@@ -9,6 +9,6 @@ mod join;
 
 pub use client::{Docker, DockerError, Stopped};
 pub use container::{ContainerInfo, ContainerState, is_agents_own};
-pub use follow::{DockerChange, follow_docker, list_all};
+pub use follow::{DockerChange, Listed, follow_docker, list_all};
 pub use index::Index;
 pub use join::{JoinKey, LabelEvidence, RunScope, exact_key, label_key, named_runs};

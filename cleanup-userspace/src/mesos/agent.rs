@@ -17,7 +17,7 @@ use std::{fs, io};
 use prost::Message as _;
 
 use super::AgentDirs;
-use super::discover::{agent_flag, is_agent_process};
+use super::discover::{agent_flag, is_agent_process, same_directory};
 use crate::process::{self, Proc};
 
 /// How long every sign of an agent must be missing before it counts as absent.
@@ -52,8 +52,14 @@ pub struct AgentWatch {
     known: HashSet<Proc>,
     /// Processes of it that were seen to have finished their recovery.
     recovered: HashSet<Proc>,
-    silent_since: Option<Instant>,
+    /// How long every sign of it has been missing, as far as anybody looked.
+    silent: Duration,
+    looked: Option<Instant>,
 }
+
+/// A pause between two looks counts for no more than this: a silence that nobody
+/// listened to proves nothing.
+const LONGEST_BREAK: Duration = Duration::from_secs(1);
 
 impl AgentWatch {
     pub fn new(dirs: AgentDirs) -> Self {
@@ -61,21 +67,35 @@ impl AgentWatch {
             dirs,
             known: HashSet::new(),
             recovered: HashSet::new(),
-            silent_since: None,
+            silent: Duration::ZERO,
+            looked: None,
         }
     }
 
-    /// The parent of a living launcher helper is the agent that started it,
-    /// unless it is init, to which orphans go.
+    /// A living launcher helper has this parent: the agent that started it,
+    /// unless that is gone and the helper was adopted. Only a parent that is
+    /// called like an agent, or listens where the agent does, is believed.
     pub fn learn(&mut self, parent: Proc) {
-        if parent.pid > 1 {
+        let listens = || {
+            self.checkpointed_port()
+                .is_some_and(|port| listeners(port, &[parent.pid]).contains(&parent))
+        };
+        if parent.pid > 1 && (is_agent_process(parent.pid) || listens()) {
             self.known.insert(parent);
+            // Helpers are started after the recovery only.
+            self.recovered.insert(parent);
         }
     }
 
+    /// Reads much of `/proc`: milliseconds on a busy host.
     pub fn state(&mut self, now: Instant) -> AgentState {
+        let since_last = self
+            .looked
+            .replace(now)
+            .map_or(Duration::ZERO, |last| now.duration_since(last));
         let port = self.checkpointed_port();
-        let listening = port.map(is_listened_to);
+        // What cannot be looked at may well be there.
+        let listening = port.map(|port| is_listened_to(port).unwrap_or(true));
         let mut alive: Vec<Proc> = self
             .known
             .iter()
@@ -83,19 +103,25 @@ impl AgentWatch {
             .filter(|proc| proc.is_alive())
             .collect();
         if alive.is_empty() {
-            alive = self.lookalikes();
-        }
-        if alive.is_empty() && listening == Some(true) {
-            alive = port.map(listeners).unwrap_or_default();
+            let Ok(everybody) = process::all() else {
+                self.silent = Duration::ZERO;
+                return AgentState::Alive;
+            };
+            alive = self.lookalikes(&everybody);
+            if alive.is_empty() && listening == Some(true) {
+                alive = port
+                    .map(|port| listeners(port, &everybody))
+                    .unwrap_or_default();
+            }
         }
         // Without any way to tell, it counts as alive.
         let can_tell = !self.known.is_empty() || port.is_some();
         if !alive.is_empty() || listening == Some(true) || !can_tell {
-            self.silent_since = None;
+            self.silent = Duration::ZERO;
             return self.alive_or_recovering(&alive);
         }
-        let since = *self.silent_since.get_or_insert(now);
-        if now.duration_since(since) >= ABSENT_AFTER {
+        self.silent += since_last.min(LONGEST_BREAK);
+        if self.silent >= ABSENT_AFTER {
             AgentState::Absent
         } else {
             AgentState::Alive
@@ -124,8 +150,10 @@ impl AgentWatch {
 
     /// Processes that are called like an agent and do not name another work
     /// directory.
-    fn lookalikes(&self) -> Vec<Proc> {
-        process::all()
+    fn lookalikes(&self, among: &[u32]) -> Vec<Proc> {
+        among
+            .iter()
+            .copied()
             .filter(|pid| is_agent_process(*pid))
             .filter(|pid| {
                 agent_flag(*pid, "work_dir").is_none_or(|dir| same_place(&dir, &self.dirs.work_dir))
@@ -145,9 +173,12 @@ impl AgentWatch {
     }
 }
 
-/// An agent may see its work directory under another name (in a container).
+/// Whether a directory that an agent names is ours; it may see it under another
+/// name (in a container).
 fn same_place(theirs: &Path, ours: &Path) -> bool {
-    theirs == ours || ours.ends_with(theirs.strip_prefix("/").unwrap_or(theirs))
+    theirs == ours
+        || same_directory(theirs, ours)
+        || ours.ends_with(theirs.strip_prefix("/").unwrap_or(theirs))
 }
 
 /// Reads a file that has no reason to be large.
@@ -160,35 +191,47 @@ fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn listening_sockets(port: u16) -> impl Iterator<Item = u64> {
-    let v4 = procfs::net::tcp().unwrap_or_default();
+fn listening_sockets(port: u16) -> io::Result<Vec<u64>> {
+    let listens = |entry: &procfs::net::TcpNetEntry| {
+        entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
+    };
+    let mut inodes = Vec::new();
+    let v4 = procfs::net::tcp().map_err(io::Error::other)?;
+    // A host without IPv6 has no such file.
     let v6 = procfs::net::tcp6().unwrap_or_default();
-    v4.into_iter()
-        .chain(v6)
-        .filter(move |entry| {
-            entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
-        })
-        .map(|entry| entry.inode)
+    inodes.extend(
+        v4.iter()
+            .chain(&v6)
+            .filter(|entry| listens(entry))
+            .map(|entry| entry.inode),
+    );
+    Ok(inodes)
 }
 
-fn is_listened_to(port: u16) -> bool {
-    listening_sockets(port).next().is_some()
+fn is_listened_to(port: u16) -> io::Result<bool> {
+    Ok(!listening_sockets(port)?.is_empty())
 }
 
-/// The processes that hold a listening socket on this port.
-fn listeners(port: u16) -> Vec<Proc> {
-    let names: Vec<PathBuf> = listening_sockets(port)
+/// Those of the processes that hold a listening socket on this port.
+fn listeners(port: u16, among: &[u32]) -> Vec<Proc> {
+    let sockets = listening_sockets(port).unwrap_or_default();
+    let names: Vec<PathBuf> = sockets
+        .iter()
         .map(|inode| PathBuf::from(format!("socket:[{inode}]")))
         .collect();
-    process::all()
-        .filter(|pid| {
-            fs::read_dir(format!("/proc/{pid}/fd"))
-                .into_iter()
-                .flatten()
-                .flatten()
-                .any(|fd| fs::read_link(fd.path()).is_ok_and(|target| names.contains(&target)))
-        })
-        .filter_map(Proc::of)
+    let holds = |pid: &u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        descriptors
+            .map(|fd| fs::read_link(fd.path()))
+            .any(|target| target.is_ok_and(|target| names.contains(&target)))
+    };
+    among
+        .iter()
+        .filter(|pid| holds(pid))
+        .filter_map(|pid| Proc::of(*pid))
         .collect()
 }
 
@@ -230,23 +273,58 @@ mod tests {
         assert_ne!(watch(dir.path()).state(Instant::now()), AgentState::Absent);
     }
 
+    /// Looks every half second.
+    fn looks(watch: &mut AgentWatch, from: Instant, count: u32) -> Vec<AgentState> {
+        (1..=count)
+            .map(|n| watch.state(from + Duration::from_millis(500) * n))
+            .collect()
+    }
+
     #[test]
     fn absent_only_after_a_while_of_silence() {
         let dir = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        checkpoint_port(dir.path(), listener.local_addr().unwrap().port());
         let mut watch = watch(dir.path());
         let me = Proc::of(std::process::id()).unwrap();
+        watch.learn(me);
+        assert!(watch.known.contains(&me), "it listens where the agent does");
         // Never was: the same PID with another start time.
-        watch.learn(Proc {
+        watch.known = HashSet::from([Proc {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        }]);
+        drop(listener);
+        let start = Instant::now();
+        assert_eq!(watch.state(start), AgentState::Alive);
+        assert_eq!(looks(&mut watch, start, 9), vec![AgentState::Alive; 9]);
+        assert_eq!(watch.state(start + ABSENT_AFTER), AgentState::Absent);
+    }
+
+    #[test]
+    fn a_silence_that_nobody_listened_to_proves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = watch(dir.path());
+        let me = Proc::of(std::process::id()).unwrap();
+        watch.known.insert(Proc {
             start_ticks: me.start_ticks + 1,
             ..me
         });
         let start = Instant::now();
         assert_eq!(watch.state(start), AgentState::Alive);
         assert_eq!(
-            watch.state(start + ABSENT_AFTER - Duration::from_millis(1)),
+            watch.state(start + Duration::from_secs(3600)),
             AgentState::Alive
         );
-        assert_eq!(watch.state(start + ABSENT_AFTER), AgentState::Absent);
+    }
+
+    #[test]
+    fn who_adopts_a_helper_is_no_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = watch(dir.path());
+        watch.learn(Proc::of(std::process::id()).unwrap());
+        watch.learn(Proc::of(1).unwrap());
+        assert!(watch.known.is_empty());
     }
 
     #[test]
@@ -260,10 +338,13 @@ mod tests {
         assert_eq!(watch.state(start), AgentState::Recovering);
         fs::write(dir.path().join("meta/boot_id"), "x").unwrap();
         assert_eq!(watch.state(start), AgentState::Alive);
-        assert_eq!(watch.state(start + ABSENT_AFTER * 2), AgentState::Alive);
+        assert_eq!(looks(&mut watch, start, 20), vec![AgentState::Alive; 20]);
         drop(listener);
-        assert_eq!(watch.state(start + ABSENT_AFTER * 2), AgentState::Alive);
-        assert_eq!(watch.state(start + ABSENT_AFTER * 3), AgentState::Absent);
+        let later = start + Duration::from_secs(10);
+        assert_eq!(
+            looks(&mut watch, later, 12).last(),
+            Some(&AgentState::Absent)
+        );
     }
 
     #[test]

@@ -40,8 +40,11 @@ const AGENT_NAMES: [&[u8]; 4] = [
 /// launcher helpers first, which show what is really in use, then by their flags.
 pub fn discover() -> Vec<AgentDirs> {
     let mut found: Vec<AgentDirs> = Vec::new();
-    let by_helpers = process::all().filter_map(dirs_of_helper);
-    let by_flags = process::all()
+    let everybody = process::all().unwrap_or_default();
+    let by_helpers = everybody.iter().copied().filter_map(dirs_of_helper);
+    let by_flags = everybody
+        .iter()
+        .copied()
         .filter(|pid| is_agent_process(*pid))
         .filter_map(dirs_of_agent);
     for dirs in by_helpers.chain(by_flags) {
@@ -73,7 +76,7 @@ fn dirs_of_helper(pid: u32) -> Option<AgentDirs> {
         .parent()?
         .to_owned();
 
-    let agent = process::stat(pid)?.ppid;
+    let agent = process::stat(pid).ok().flatten()?.ppid;
     let of_an_executor = |pid: u32| {
         process::environ(pid).map_or(true, |env| {
             env.contains_key(OsStr::new("MESOS_EXECUTOR_ID"))
@@ -171,22 +174,28 @@ fn flag_in_arguments(arguments: &[OsString], name: &str) -> Option<OsString> {
 fn as_we_see_it(pid: u32, path: &Path) -> PathBuf {
     let namespace =
         |pid: &str| -> io::Result<PathBuf> { fs::read_link(format!("/proc/{pid}/ns/mnt")) };
-    match (namespace("self"), namespace(&pid.to_string())) {
-        (Ok(ours), Ok(theirs)) if ours == theirs => path.to_owned(),
-        _ => {
-            let through = PathBuf::from(format!("/proc/{pid}/root"))
-                .join(path.strip_prefix("/").unwrap_or(path));
-            // A volume at the same place on the host outlives the agent.
-            if same_directory(&through, path) {
-                path.to_owned()
-            } else {
-                through
-            }
-        }
+    if let (Ok(ours), Ok(theirs)) = (namespace("self"), namespace(&pid.to_string()))
+        && ours == theirs
+    {
+        return path.to_owned();
     }
+    let through =
+        PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(path));
+    // A volume at the same place on the host outlives the agent.
+    if same_directory(&through, path) {
+        return path.to_owned();
+    }
+    tracing::warn!(
+        pid,
+        path = %path.display(),
+        "this agent keeps its directories in a mount namespace of its own: they are seen through the agent's process, \
+         until it is restarted; name them in [[agents]] as the host sees them"
+    );
+    through
 }
 
-fn same_directory(a: &Path, b: &Path) -> bool {
+/// Whether two paths lead to one directory.
+pub(super) fn same_directory(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),

@@ -18,6 +18,9 @@ pub struct Identity {
     pub executor_id: OsString,
     pub container: ContainerId,
     pub sandbox: PathBuf,
+    /// The same without links: what a program that asks for its working
+    /// directory is told.
+    pub resolved: PathBuf,
 }
 
 impl Identity {
@@ -55,6 +58,7 @@ impl Identity {
                     executor_id: executor_id.to_owned(),
                     container,
                     sandbox: sandbox.to_owned(),
+                    resolved: sandbox.to_owned(),
                 })
             }
             _ => None,
@@ -71,7 +75,13 @@ impl Identity {
                     let sandbox = executor.join("runs").join(container.as_str());
                     // Never through a link: a framework writes beneath its sandbox.
                     if fs::symlink_metadata(&sandbox).is_ok_and(|meta| meta.is_dir()) {
-                        return Ok(Self::from_sandbox(work_dir, &sandbox, container));
+                        let resolved = fs::canonicalize(&sandbox)?;
+                        return Ok(Self::from_sandbox(work_dir, &sandbox, container).map(
+                            |identity| Self {
+                                resolved,
+                                ..identity
+                            },
+                        ));
                     }
                 }
             }
@@ -119,6 +129,19 @@ mod tests {
         assert_eq!(identity.framework_id, "F-0001");
         assert_eq!(identity.executor_id, "web.é *[");
         assert_eq!(identity.agent_id, "S1");
+    }
+
+    #[test]
+    fn a_work_dir_behind_a_link_is_resolved() {
+        let temp = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(temp.path()).unwrap().join("real");
+        let run = format!("slaves/S/frameworks/F/executors/E/runs/{ID}");
+        fs::create_dir_all(real.join(&run)).unwrap();
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let found = Identity::find(&link, id()).unwrap().unwrap();
+        assert_eq!(found.sandbox, link.join(&run));
+        assert_eq!(found.resolved, real.join(&run));
     }
 
     #[test]

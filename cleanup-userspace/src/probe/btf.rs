@@ -229,11 +229,9 @@ impl Btf {
     fn without_modifiers(&self, mut found: Type) -> Option<Type> {
         for _ in 0..MAX_DEPTH {
             match found.kind {
-                kind::TYPEDEF
-                | kind::VOLATILE
-                | kind::CONST
-                | kind::RESTRICT
-                | kind::TYPE_TAG => found = self.by_id(found.refers)?,
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    found = self.by_id(found.refers)?;
+                }
                 _ => return Some(found),
             }
         }
@@ -301,7 +299,15 @@ mod tests {
             at
         }
 
-        fn add(&mut self, name: &str, kind: u8, flag: bool, entries: usize, refers: u32, body: &[u32]) -> u32 {
+        fn add(
+            &mut self,
+            name: &str,
+            kind: u8,
+            flag: bool,
+            entries: usize,
+            refers: u32,
+            body: &[u32],
+        ) -> u32 {
             let name = self.name(name);
             let info = u32::from(flag) << 31 | u32::from(kind) << 24 | entries as u32;
             for word in [name, info, refers].iter().chain(body) {
@@ -311,7 +317,13 @@ mod tests {
             self.count
         }
 
-        fn structure(&mut self, name: &str, kind: u8, flag: bool, members: &[(&str, u32, u32)]) -> u32 {
+        fn structure(
+            &mut self,
+            name: &str,
+            kind: u8,
+            flag: bool,
+            members: &[(&str, u32, u32)],
+        ) -> u32 {
             let body: Vec<u32> = members
                 .iter()
                 .flat_map(|(name, id, bits)| [self.name(name), *id, *bits])
@@ -347,7 +359,12 @@ mod tests {
         let int = builder.add("int", kind::INT, false, 0, 4, &[32]);
         let inner = builder.structure("", kind::UNION, false, &[("x", int, 0), ("deep", int, 32)]);
         let constant = builder.add("", kind::CONST, false, 0, inner, &[]);
-        builder.structure("outer", kind::STRUCT, false, &[("a", int, 0), ("", constant, 64), ("z", int, 128)]);
+        builder.structure(
+            "outer",
+            kind::STRUCT,
+            false,
+            &[("a", int, 0), ("", constant, 64), ("z", int, 128)],
+        );
         let btf = builder.parse();
         assert_eq!(btf.member_offset("outer", "a"), Some(0));
         assert_eq!(btf.member_offset("outer", "deep"), Some(12));
@@ -360,7 +377,12 @@ mod tests {
     fn reads_offsets_beside_widths() {
         let mut builder = Builder::new();
         let int = builder.add("int", kind::INT, false, 0, 4, &[32]);
-        builder.structure("fields", kind::STRUCT, true, &[("bit", int, 1 << 24 | 3), ("whole", int, 64)]);
+        builder.structure(
+            "fields",
+            kind::STRUCT,
+            true,
+            &[("bit", int, 1 << 24 | 3), ("whole", int, 64)],
+        );
         let btf = builder.parse();
         assert_eq!(btf.member_offset("fields", "bit"), None, "not on a byte");
         assert_eq!(btf.member_offset("fields", "whole"), Some(8));
@@ -370,12 +392,22 @@ mod tests {
     fn reads_enumerators_and_arity() {
         let mut builder = Builder::new();
         let names = [builder.name("first"), builder.name("second")];
-        builder.add("order", kind::ENUM, false, 2, 4, &[names[0], 0, names[1], 7]);
+        builder.add(
+            "order",
+            kind::ENUM,
+            false,
+            2,
+            4,
+            &[names[0], 0, names[1], 7],
+        );
         let proto = builder.add("", kind::FUNC_PROTO, false, 2, 0, &[0, 0, 0, 0]);
         let pointer = builder.add("", kind::PTR, false, 0, proto, &[]);
         builder.add("callback", kind::TYPEDEF, false, 0, pointer, &[]);
         let btf = builder.parse();
-        assert_eq!(btf.enumerators("order"), Some(vec![("first", 0), ("second", 7)]));
+        assert_eq!(
+            btf.enumerators("order"),
+            Some(vec![("first", 0), ("second", 7)])
+        );
         assert_eq!(btf.function_arity("callback"), Some(2));
         assert_eq!(btf.function_arity("order"), None);
     }
@@ -393,10 +425,16 @@ mod tests {
     #[test]
     fn refuses_what_is_not_btf() {
         assert_eq!(Btf::parse(Vec::new()).unwrap_err(), BtfError::Truncated(0));
-        assert_eq!(Btf::parse(vec![0x7f, b'E', b'L', b'F']).unwrap_err(), BtfError::Magic(u16::from_ne_bytes([0x7f, b'E'])));
+        assert_eq!(
+            Btf::parse(vec![0x7f, b'E', b'L', b'F']).unwrap_err(),
+            BtfError::Magic(u16::from_ne_bytes([0x7f, b'E']))
+        );
         let mut builder = Builder::new();
         builder.add("future", 31, false, 0, 0, &[]);
-        assert_eq!(Btf::parse(builder.blob()).unwrap_err(), BtfError::UnknownKind { id: 1, kind: 31 });
+        assert_eq!(
+            Btf::parse(builder.blob()).unwrap_err(),
+            BtfError::UnknownKind { id: 1, kind: 31 }
+        );
     }
 
     #[test]
@@ -404,12 +442,21 @@ mod tests {
         let btf = Btf::parse(vmlinux()).expect("the kernel's own BTF");
         // Facts that hold on every 64 bit kernel.
         assert_eq!(btf.member_offset("list_head", "prev"), Some(8));
-        assert!(btf.member_offset("task_struct", "real_parent").is_some_and(|offset| offset > 0));
+        assert!(
+            btf.member_offset("task_struct", "real_parent")
+                .is_some_and(|offset| offset > 0)
+        );
         // In an anonymous struct since Linux 5.19, plain before.
         assert!(btf.member_offset("sk_buff", "len").is_some());
         let controllers = btf.enumerators("cgroup_subsys_id").expect("cgroups");
-        assert_eq!(controllers.last().map(|(name, _)| *name), Some("CGROUP_SUBSYS_COUNT"));
-        assert!(matches!(btf.function_arity("btf_trace_sched_process_exit"), Some(2 | 3)));
+        assert_eq!(
+            controllers.last().map(|(name, _)| *name),
+            Some("CGROUP_SUBSYS_COUNT")
+        );
+        assert!(matches!(
+            btf.function_arity("btf_trace_sched_process_exit"),
+            Some(2 | 3)
+        ));
     }
 
     proptest! {

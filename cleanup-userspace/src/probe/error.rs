@@ -82,7 +82,7 @@ pub enum ProbeError {
     /// The verifier refused the program, or it could not be attached.
     #[error("cannot {action} the exit probe: {source}")]
     Attach {
-        /// "verify", "attach" or "detach".
+        /// "find", "verify", "attach" or "detach".
         action: &'static str,
         /// The kernel's answer; the verifier's log is in it.
         source: Box<ProgramError>,

@@ -65,7 +65,9 @@ impl Program {
 
     pub(super) fn detach(&mut self) -> Result<(), ProbeError> {
         match self.link.take() {
-            Some(link) => program(&mut self.ebpf)?.detach(link).map_err(failed("detach")),
+            Some(link) => program(&mut self.ebpf)?
+                .detach(link)
+                .map_err(failed("detach")),
             None => Ok(()),
         }
     }
@@ -108,7 +110,9 @@ pub(super) fn load(
         // Never used, and cannot be left out.
         loader.map_max_entries(LOGS, page_bytes());
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|e| ProbeError::Load(Box::new(e)))?;
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|e| ProbeError::Load(Box::new(e)))?;
 
     let program = program(&mut ebpf)?;
     {
@@ -116,8 +120,10 @@ pub(super) fn load(
         let types = aya::Btf::from_sys_fs().map_err(|e| ProbeError::Load(Box::new(e.into())))?;
         program.load(TRACEPOINT, &types).map_err(failed("verify"))?;
     }
-    let verified_instructions =
-        program.info().ok().and_then(|info| info.verified_instruction_count());
+    let verified_instructions = program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count());
 
     Ok(Loaded {
         events: take_map(&mut ebpf, EVENTS)?,
@@ -132,7 +138,7 @@ pub(super) fn load(
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, ProbeError> {
     ebpf.program_mut(PROGRAM)
-        .ok_or_else(|| ProgramError::NotLoaded.into())
+        .ok_or(ProgramError::NotLoaded)
         .and_then(TryInto::try_into)
         .map_err(failed("find"))
 }
@@ -184,7 +190,10 @@ fn check_options(options: &ProbeOptions) -> Result<(), ProbeError> {
         kernel_log: _,
     } = options;
     if roots.len() > MAX_ROOTS {
-        return invalid("roots", format!("{} are too many, {MAX_ROOTS} at most", roots.len()));
+        return invalid(
+            "roots",
+            format!("{} are too many, {MAX_ROOTS} at most", roots.len()),
+        );
     }
     if let Some(root) = roots.iter().find(|root| !root.path.is_absolute()) {
         return invalid("roots", format!("{} is not absolute", root.path.display()));
@@ -192,7 +201,10 @@ fn check_options(options: &ProbeOptions) -> Result<(), ProbeError> {
     if !ring_bytes.is_power_of_two() || *ring_bytes < page_bytes() {
         return invalid(
             "ring_bytes",
-            format!("{ring_bytes} is not a power of two of at least a page ({})", page_bytes()),
+            format!(
+                "{ring_bytes} is not a power of two of at least a page ({})",
+                page_bytes()
+            ),
         );
     }
     Ok(())
@@ -211,8 +223,9 @@ fn check_host(release: &KernelRelease) -> Result<(), ProbeError> {
     // Absent without the securityfs; then the load says it, if less clearly.
     if fs::read_to_string(LOCKDOWN).is_ok_and(|modes| modes.contains("[confidentiality]")) {
         return Err(ProbeError::Unsupported {
-            what: "the kernel is locked down for confidentiality and lets no program read its memory"
-                .into(),
+            what:
+                "the kernel is locked down for confidentiality and lets no program read its memory"
+                    .into(),
             remedy: "boot it with lockdown=integrity or lockdown=none".into(),
         });
     }
@@ -306,7 +319,8 @@ mod tests {
 
     #[test]
     fn names_the_capabilities_that_are_missing() {
-        let missing = |mask: u64| missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask:016x}\n"));
+        let missing =
+            |mask: u64| missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask:016x}\n"));
         assert_eq!(missing(1 << CAP_SYS_ADMIN), Vec::<&str>::new());
         assert_eq!(missing(1 << CAP_BPF | 1 << CAP_PERFMON), Vec::<&str>::new());
         assert_eq!(missing(1 << CAP_BPF), ["CAP_PERFMON"]);
@@ -333,7 +347,9 @@ mod tests {
             roots: vec![root],
             ..valid
         };
-        let message = check_options(&options).expect_err("a relative root").to_string();
+        let message = check_options(&options)
+            .expect_err("a relative root")
+            .to_string();
         assert!(message.contains("mesos is not absolute"), "{message}");
     }
 }

@@ -70,6 +70,13 @@ impl Losses {
         .into_iter()
     }
 
+    /// Exits of executors that may have gone unreported. (A name that is too long
+    /// or not UTF-8 is no container id; an unclaimed exit was reported.)
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.ring_full + self.name_unreadable + self.malformed
+    }
+
     /// The sum of all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -199,6 +199,9 @@ impl Probe {
     }
 
     /// Stops reporting. What is in the ring stays there for [`Self::drain`].
+    ///
+    /// A report that another CPU is writing at this very moment still arrives, a few microseconds
+    /// later.
     pub fn detach(&mut self) -> Result<(), ProbeError> {
         self.program.detach()
     }
@@ -228,14 +231,18 @@ impl Probe {
             verified_instructions,
             ring_bytes,
             kernel_log: self.kernel_log.is_some(),
-            roots: roots.map(|(spec, state)| RootInfo { spec, state }).collect(),
+            roots: roots
+                .map(|(spec, state)| RootInfo { spec, state })
+                .collect(),
         }
     }
 }
 
 impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Probe").field("info", &self.describe()).finish_non_exhaustive()
+        f.debug_struct("Probe")
+            .field("info", &self.describe())
+            .finish_non_exhaustive()
     }
 }
 

@@ -69,8 +69,14 @@ impl<'a> Mount<'a> {
 mod tests {
     use super::*;
 
-    const CONTROLLERS: &[Option<&str>] =
-        &[Some("cpu"), Some("cpuacct"), Some("blkio"), Some("memory"), None, Some("freezer")];
+    const CONTROLLERS: &[Option<&str>] = &[
+        Some("cpu"),
+        Some("cpuacct"),
+        Some("blkio"),
+        Some("memory"),
+        None,
+        Some("freezer"),
+    ];
 
     #[test]
     fn reads_a_hybrid_host() {
@@ -104,14 +110,26 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_mount() {
-        for line in ["", " - ", "1 2 x:y / / rw - cgroup c rw,cpu", "1 2 0:1 / / rw - cgroup"] {
-            assert_eq!(Hierarchies::parse(line, CONTROLLERS), Hierarchies::default(), "{line}");
+        for line in [
+            "",
+            " - ",
+            "1 2 x:y / / rw - cgroup c rw,cpu",
+            "1 2 0:1 / / rw - cgroup",
+        ] {
+            assert_eq!(
+                Hierarchies::parse(line, CONTROLLERS),
+                Hierarchies::default(),
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn reads_this_host() {
         let found = Hierarchies::read(CONTROLLERS).expect("a mounted /proc");
-        assert!(found.freezer.is_some() || found.unified.is_some(), "no cgroups at all");
+        assert!(
+            found.freezer.is_some() || found.unified.is_some(),
+            "no cgroups at all"
+        );
     }
 }

@@ -155,13 +155,19 @@ mod tests {
         let blob = std::fs::read("/sys/kernel/btf/vmlinux").expect("a kernel with BTF");
         let btf = Btf::parse(blob).expect("the kernel's own BTF");
         let kernel = Kernel::read(&btf).expect("a kernel that this release knows");
-        let freezer = kernel.controllers.iter().position(|name| *name == Some("freezer"));
+        let freezer = kernel
+            .controllers
+            .iter()
+            .position(|name| *name == Some("freezer"));
         assert_eq!(kernel.freezer, freezer.is_some());
         if let Some(index) = freezer {
             let expected = kernel.offsets.css_set_subsys + 8 * index as u32;
             assert_eq!(kernel.offsets.css_set_freezer, expected);
         }
         assert!(kernel.controllers.contains(&Some("memory")));
-        assert!(!kernel.controllers.contains(&Some("io")), "version 1 says blkio");
+        assert!(
+            !kernel.controllers.contains(&Some("io")),
+            "version 1 says blkio"
+        );
     }
 }

@@ -45,20 +45,21 @@ pub struct TaskHierarchies {
 }
 
 impl TaskHierarchies {
-    pub(super) fn new(mut controllers: Vec<&'static str>, unified: bool) -> Self {
+    /// The version 1 hierarchies of these controllers, and the version 2 one if `unified`.
+    #[must_use]
+    pub fn new(controllers: impl IntoIterator<Item = &'static str>, unified: bool) -> Self {
+        let mut controllers: Vec<_> = controllers.into_iter().collect();
         controllers.sort_unstable();
         Self {
             controllers,
             unified,
         }
     }
-}
 
-impl TaskHierarchies {
     /// Whether the task sat there in the version 1 hierarchy of this controller.
     #[must_use]
     pub fn contains_controller(&self, controller: &str) -> bool {
-        self.controllers.iter().any(|name| *name == controller)
+        self.controllers.contains(&controller)
     }
 
     /// Whether the task sat there (or in its `leaf`) in the version 2 hierarchy.

@@ -58,7 +58,10 @@ pub(super) struct Known {
 impl Known {
     /// In the order of the roots.
     pub(super) fn states(&self) -> Vec<RootState> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// See [`Hierarchies::v1_controllers`].
@@ -79,9 +82,11 @@ impl RootWatch {
             v1_controllers: AtomicU32::new(0),
         });
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| ProbeError::io("eventfd", e))?;
-        let stopped = stop.try_clone().map_err(|e| ProbeError::io("dup eventfd", e))?;
+        let stopped = stop
+            .try_clone()
+            .map_err(|e| ProbeError::io("dup eventfd", e))?;
         let mut watcher = Watcher::new(specs, controllers, table, Arc::clone(&known))?;
-        watcher.refresh()?;
+        watcher.blind = matches!(watcher.refresh()?, Sight::Partial);
         let thread = thread::Builder::new()
             .name("root-watch".into())
             .spawn(move || watcher.run(&stopped))
@@ -117,11 +122,11 @@ struct Watcher {
     /// Names of the directories on the way to a root: events about others mean nothing.
     names: BTreeSet<OsString>,
     inotify: Inotify,
-    /// Whether every directory that is there is also watched.
+    /// Whether something could not be watched or told: then it looks again before long.
     blind: bool,
     mountinfo: File,
     mounts: Hierarchies,
-    mounts_read: Instant,
+    mounts_seen: Instant,
     written: RootTable,
 }
 
@@ -132,12 +137,14 @@ impl Watcher {
         table: Array<MapData, RootTable>,
         known: Arc<Known>,
     ) -> Result<Self, ProbeError> {
-        let names = specs.iter().flat_map(|spec| &spec.path).map(OsString::from).collect();
+        let names = specs
+            .iter()
+            .flat_map(|spec| &spec.path)
+            .map(OsString::from)
+            .collect();
         let inotify = Inotify::init().map_err(|e| ProbeError::io("inotify_init", e))?;
-        let failed = |e| ProbeError::io(format!("cannot read {MOUNTINFO}"), e);
         // Opened before it is read: a change in between is reported by the first poll.
-        let mountinfo = File::open(MOUNTINFO).map_err(failed)?;
-        let mounts = Hierarchies::read(&controllers).map_err(failed)?;
+        let mountinfo = File::open(MOUNTINFO).map_err(cannot_read)?;
         Ok(Self {
             specs,
             controllers,
@@ -147,8 +154,8 @@ impl Watcher {
             inotify,
             blind: false,
             mountinfo,
-            mounts,
-            mounts_read: Instant::now(),
+            mounts: Hierarchies::default(),
+            mounts_seen: Instant::now(),
             written: RootTable::default(),
         })
     }
@@ -165,18 +172,24 @@ impl Watcher {
                     true
                 }
             };
-            if (changed || self.blind)
-                && let Err(error) = self.refresh()
-            {
-                warn!(%error, "cannot update the kernel's table of cgroup roots");
-                self.blind = true;
+            if changed || self.blind {
+                self.blind = match self.refresh() {
+                    Ok(Sight::Full) => false,
+                    Ok(Sight::Partial) => true,
+                    Err(error) => {
+                        if !self.blind {
+                            warn!(%error, "cannot update the kernel's table of cgroup roots");
+                        }
+                        true
+                    }
+                };
             }
         }
     }
 
     /// Waits until something may have changed.
     fn wait(&mut self, stop: &OwnedFd) -> io::Result<Wake> {
-        let quiet = MOUNTS_INTERVAL.saturating_sub(self.mounts_read.elapsed());
+        let quiet = MOUNTS_INTERVAL.saturating_sub(self.mounts_seen.elapsed());
         let timeout = match (quiet.is_zero(), self.blind) {
             (false, _) => Some(quiet),
             (true, true) => Some(BLIND_INTERVAL),
@@ -205,12 +218,15 @@ impl Watcher {
         let mut changed = ready[1] && self.read_events()?;
         if ready.get(2) == Some(&true) {
             changed = true;
-            self.mounts_read = Instant::now();
-            self.mounts = Hierarchies::read(&self.controllers)?;
+            self.mounts_seen = Instant::now();
             // A mount hides directories without a word about them: start anew.
             self.inotify = Inotify::init()?;
         }
-        Ok(if changed { Wake::Changed } else { Wake::Nothing })
+        Ok(if changed {
+            Wake::Changed
+        } else {
+            Wake::Nothing
+        })
     }
 
     /// Takes all events. Whether any of them is about a directory on the way to a root.
@@ -231,15 +247,19 @@ impl Watcher {
     }
 
     /// Looks at every root, and tells the kernel program if anything changed.
-    fn refresh(&mut self) -> Result<(), ProbeError> {
-        self.blind = false;
+    fn refresh(&mut self) -> Result<Sight, ProbeError> {
+        let mut sight = Sight::Full;
+        self.mounts = Hierarchies::read(&self.controllers).map_err(cannot_read)?;
         let mut table = RootTable::default();
         let mut states = Vec::with_capacity(self.specs.len());
         for (slot, spec) in self.specs.iter().enumerate() {
             // First the watches, then the look: what changes in between is reported.
             if let Err(error) = watch_parents(&self.inotify, &spec.path) {
-                warn!(path = %spec.path.display(), %error, "cannot watch the way to a cgroup root");
-                self.blind = true;
+                if !self.blind {
+                    let path = spec.path.display();
+                    warn!(%path, %error, "cannot watch the way to a cgroup root: polling");
+                }
+                sight = Sight::Partial;
             }
             let state = self.look(spec);
             if let RootState::Watched { inode } = state {
@@ -251,11 +271,13 @@ impl Watcher {
             states.push(state);
         }
         if table != self.written {
-            self.table.set(0, table, 0).map_err(|e| ProbeError::map(MAP, e))?;
+            self.table
+                .set(0, table, 0)
+                .map_err(|e| ProbeError::map(MAP, e))?;
             self.written = table;
         }
         self.publish(states);
-        Ok(())
+        Ok(sight)
     }
 
     fn look(&self, spec: &RootSpec) -> RootState {
@@ -276,8 +298,14 @@ impl Watcher {
     }
 
     fn publish(&self, states: Vec<RootState>) {
-        self.known.v1_controllers.store(self.mounts.v1_controllers, Ordering::Relaxed);
-        let mut known = self.known.states.lock().unwrap_or_else(PoisonError::into_inner);
+        self.known
+            .v1_controllers
+            .store(self.mounts.v1_controllers, Ordering::Relaxed);
+        let mut known = self
+            .known
+            .states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for (slot, spec) in self.specs.iter().enumerate() {
             let (before, now) = (known.get(slot), states[slot]);
             if before != Some(&now) {
@@ -288,10 +316,17 @@ impl Watcher {
     }
 }
 
+/// Why the watcher woke up.
 enum Wake {
     Stop,
     Changed,
     Nothing,
+}
+
+/// Whether the kernel will tell of every change.
+enum Sight {
+    Full,
+    Partial,
 }
 
 /// Watches every directory on the way to `path` that exists, from the top.
@@ -313,6 +348,13 @@ fn watch_parents(inotify: &Inotify, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+fn cannot_read(error: io::Error) -> ProbeError {
+    ProbeError::io(format!("cannot read {MOUNTINFO}"), error)
+}
+
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }

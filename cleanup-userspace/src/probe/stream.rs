@@ -123,8 +123,7 @@ impl Decoder {
             .iter()
             .enumerate()
             .filter(|(index, _)| mounted & (1 << index) != 0)
-            .filter_map(|(_, name)| *name)
-            .collect();
+            .filter_map(|(_, name)| *name);
         TaskHierarchies::new(controllers, bits & (1 << UNIFIED_BIT) != 0)
     }
 }
@@ -146,7 +145,11 @@ fn as_event(bytes: &[u8]) -> Option<ExitEvent> {
 
 /// The container's name; None if it is not UTF-8.
 fn name(event: &ExitEvent) -> Option<String> {
-    let bytes: Vec<u8> = event.container.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let bytes: Vec<u8> = event
+        .container
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
     let text = bytes.split(|byte| *byte == 0).next()?;
     String::from_utf8(text.to_vec()).ok()
 }

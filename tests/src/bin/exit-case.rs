@@ -100,7 +100,7 @@ fn threads(count: u32) {
 }
 
 /// The leader ends; a thread lives on until it is told to end, as the last task of the group.
-fn leader_first(code: u32) {
+fn leader_first(code: u32) -> ! {
     let leader = std::process::id();
     thread::spawn(move || {
         // The state of a leader that has ended, and stays for the sake of its threads.
@@ -124,18 +124,19 @@ fn pairs(count: u32) -> Result<()> {
     Ok(())
 }
 
-fn pair() {
+fn pair() -> ! {
+    thread::spawn(|| end_with_the_other(1));
+    end_with_the_other(0)
+}
+
+fn end_with_the_other(cpu: usize) -> ! {
     static READY: AtomicU32 = AtomicU32::new(0);
-    let meet = |cpu| {
-        pin(cpu);
-        READY.fetch_add(1, Ordering::SeqCst);
-        while READY.load(Ordering::SeqCst) < 2 {
-            std::hint::spin_loop();
-        }
-        end_thread(0)
-    };
-    thread::spawn(move || meet(1));
-    meet(0)
+    pin(cpu);
+    READY.fetch_add(1, Ordering::SeqCst);
+    while READY.load(Ordering::SeqCst) < 2 {
+        std::hint::spin_loop();
+    }
+    end_thread(0)
 }
 
 /// Another thread than the leader executes a program, which takes over the leader's pid.

@@ -1,0 +1,248 @@
+//! From a signal to a verdict: which run it is about, whether that is dead, and
+//! if not yet, what to wait for.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::learn::{await_alone, learn_agent, learn_executor, learn_run, watch_process};
+use super::surveyor::SECOND_LOOK;
+use crate::case::{Death, Origin};
+use crate::mesos::ContainerId;
+use crate::probe::ExitRecord;
+use crate::process::{Proc, monotonic_ns, unix_seconds};
+use crate::registry::{self, AgentIndex, Ended, Launcher, Run, Verdict, cgroups_of, judge};
+
+impl Core {
+    pub(super) fn on_exit(&mut self, record: &ExitRecord) {
+        self.counters.exits += 1;
+        let Ok(container) = record.container.parse::<ContainerId>() else {
+            self.counters.foreign += 1;
+            return;
+        };
+        let known = self.host.registry().get(container).is_some();
+        if !known && !self.learn_late(container, record) {
+            self.counters.foreign += 1;
+            tracing::debug!(%container, pid = record.tgid, "an exit in the cgroup of an unknown run");
+            return;
+        }
+        self.on_ended(
+            container,
+            Ended::from(record),
+            &Death {
+                origin: Origin::Kernel,
+                at_ns: record.at_ns,
+                noticed_ns: record.received_ns,
+                at_unix: unix_seconds(),
+                wait_status: Some(record.wait_status),
+                sat_in: Some(record.hierarchies.clone()),
+            },
+        );
+        if !known {
+            self.follow(container);
+        }
+    }
+
+    /// Makes sure that a registered run's end will be noticed.
+    fn follow(&mut self, container: ContainerId) {
+        let Some(run) = self.host.registry().get(container).cloned() else {
+            return;
+        };
+        match run.helper.filter(|helper| helper.is_alive()) {
+            Some(helper) => {
+                learn_agent(&self.host, &run);
+                tokio::spawn(watch_process(
+                    container,
+                    helper,
+                    Ended::Helper(helper),
+                    self.sender.clone(),
+                ));
+                if run.executor.is_none() {
+                    tokio::spawn(learn_executor(
+                        Arc::clone(&self.host),
+                        run,
+                        self.sender.clone(),
+                    ));
+                }
+            }
+            None => self.wait_for_the_rest(container),
+        }
+    }
+
+    /// A run that ended before it was learnt: what its agent recorded is still
+    /// there, since the agent learns of the end after us.
+    fn learn_late(&mut self, container: ContainerId, record: &ExitRecord) -> bool {
+        if self.casebook.knows(container) {
+            return false;
+        }
+        for agent in 0..self.host.agents.len() {
+            let dirs = self.host.dirs(agent);
+            let Some(pid) = self.host.agents[agent].runtime.helper_pid(container) else {
+                continue;
+            };
+            let Some(mut run) = registry::learn(agent, dirs, container, &self.host.launcher) else {
+                continue;
+            };
+            // The event itself says when the process of that PID started.
+            if pid == record.tgid {
+                run.helper = Some(Proc::of_event(record.tgid, record.start_boottime_ns));
+            } else if run.helper.is_none() {
+                run.helper = Some(Proc {
+                    pid,
+                    start_ticks: 0,
+                });
+            }
+            self.host.registry().insert(run);
+            return true;
+        }
+        false
+    }
+
+    pub(super) fn on_appeared(&mut self, agent: AgentIndex, container: ContainerId) {
+        if !self.is_known(container) {
+            tokio::spawn(learn_run(
+                Arc::clone(&self.host),
+                agent,
+                container,
+                self.sender.clone(),
+            ));
+        }
+    }
+
+    pub(super) fn on_learnt(&mut self, run: Run) {
+        let container = run.container;
+        if self.is_known(container) {
+            return;
+        }
+        if !run.owned {
+            tracing::warn!(
+                %container,
+                runtime_dir = %self.host.dirs(run.agent).runtime_dir.display(),
+                "an executor runs that is not in the agent's runtime_dir: is that the right one?"
+            );
+        }
+        tracing::debug!(%container, helper = ?run.helper, executor = ?run.executor, launcher = ?run.launcher, "learnt");
+        match run.helper {
+            Some(helper) if helper.is_alive() => {
+                self.host.registry().insert(run);
+                self.follow(container);
+            }
+            // It ended before it was learnt, and no kernel event told of it.
+            Some(helper) if run.identity.is_some() => {
+                self.host.registry().insert(run);
+                self.on_ended(container, Ended::Helper(helper), &noticed(Origin::Pidfd));
+            }
+            // Its recorded process is gone, or only somebody who inherited the
+            // number: what that means is the survey's to say.
+            _ => self.begin_survey(SECOND_LOOK),
+        }
+    }
+
+    pub(super) fn on_ended(&mut self, container: ContainerId, ended: Ended, death: &Death) {
+        let verdict = match self.host.registry().get(container) {
+            Some(run) => judge(run, ended, Proc::is_alive),
+            // Its case is open, or closed: the other signal was faster.
+            None => return,
+        };
+        tracing::trace!(%container, ?ended, ?verdict, "ended");
+        match verdict {
+            Verdict::Dead => self.open_case(container, death.clone()),
+            Verdict::DeadIfAlone => {
+                if self.is_alone(container, ended) {
+                    self.open_case(container, death.clone());
+                } else {
+                    self.wait_for_the_rest(container);
+                }
+            }
+            Verdict::Orphaned => self.wait_for_the_rest(container),
+            Verdict::HelperDecides | Verdict::Nobody => {}
+        }
+    }
+
+    /// Whether no process of the run is left but the one that just ended. On the
+    /// posix launcher that takes a look at every process: not here.
+    fn is_alone(&self, container: ContainerId, ended: Ended) -> bool {
+        let Some(run) = self.host.registry().get(container).cloned() else {
+            return false;
+        };
+        let ending = match ended {
+            Ended::Group { tgid, .. } => tgid,
+            Ended::Helper(proc) | Ended::Executor(proc) => proc.pid,
+        };
+        run.launcher == Launcher::Linux
+            && cgroups_of(&self.host.hierarchies, self.host.dirs(run.agent), container)
+                .and_then(|cgroups| run.own_processes(&cgroups))
+                .is_ok_and(|left| left.iter().all(|pid| *pid == ending))
+    }
+
+    /// The helper is dead and the executor, or something that may be it, lives:
+    /// nothing is stopped until that is gone, too.
+    fn wait_for_the_rest(&mut self, container: ContainerId) {
+        let run = {
+            let mut registry = self.host.registry();
+            let Some(run) = registry.get_mut(container) else {
+                return;
+            };
+            if std::mem::replace(&mut run.orphaned, true) {
+                return;
+            }
+            run.clone()
+        };
+        let sender = self.sender.clone();
+        match run.executor {
+            Some(executor) => {
+                tracing::warn!(
+                    %container,
+                    ?executor,
+                    "the launcher helper is dead, the executor is not: its pod is left alone until the executor is gone"
+                );
+                tokio::spawn(watch_process(
+                    container,
+                    executor,
+                    Ended::Executor(executor),
+                    sender,
+                ))
+            }
+            None => tokio::spawn(await_alone(Arc::clone(&self.host), run, sender)),
+        };
+    }
+
+    pub(super) fn on_vanished(&mut self, container: ContainerId) {
+        if self.casebook.nudge(container) {
+            return;
+        }
+        // The agent is done with a run whose end nobody told us of.
+        let helper = {
+            let registry = self.host.registry();
+            let gone = |proc: Option<Proc>| !proc.is_some_and(Proc::is_alive);
+            registry
+                .get(container)
+                .filter(|run| gone(run.helper) && gone(run.executor))
+                .and_then(|run| run.helper)
+        };
+        if let Some(helper) = helper {
+            self.on_ended(container, Ended::Helper(helper), &noticed(Origin::Scan));
+        }
+    }
+
+    pub(super) fn open_case(&mut self, container: ContainerId, death: Death) {
+        let run = self.host.registry().remove(container);
+        if let Some(run) = run {
+            self.counters.deaths += 1;
+            self.casebook.open(run, death);
+        }
+    }
+}
+
+/// The evidence of a death that was noticed now, by something else than the
+/// kernel's event.
+pub(super) fn noticed(origin: Origin) -> Death {
+    let now = monotonic_ns();
+    Death {
+        origin,
+        at_ns: now,
+        noticed_ns: now,
+        at_unix: unix_seconds(),
+        wait_status: None,
+        sat_in: None,
+    }
+}
