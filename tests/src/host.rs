@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::docker::Dockerd;
 use crate::log;
@@ -12,8 +13,12 @@ use crate::mesos::framework::Framework;
 use crate::mesos::spec::ExecutorSpec;
 use crate::mesos::{pod, runtime};
 use crate::scratch::Scratch;
+use crate::watcher::{AgentPlace, Watcher};
 
 const POD: Duration = Duration::from_secs(120);
+
+/// Configuration of a daemon at work, with times that suit a test.
+pub const ENFORCE: &str = "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"";
 
 /// All of one host that the daemon has to do with. Dropped from top to bottom.
 #[derive(Debug)]
@@ -60,6 +65,55 @@ impl Host {
             docker,
             scratch,
         })
+    }
+
+    /// The daemon, told of this host's agent and Docker, with more of its
+    /// configuration.
+    pub fn watch(&self, options: &str) -> Result<Watcher> {
+        let agent = AgentPlace::of(&self.agent, &self.scratch);
+        Watcher::start(&self.scratch, &self.docker, &[agent], options)
+    }
+
+    /// The daemon at its work, with times that suit a test.
+    pub fn enforce(&self) -> Result<Watcher> {
+        self.watch(ENFORCE)
+    }
+
+    /// Nothing of a dead run is left on the host, and its agent is content.
+    pub fn ensure_clean(&self, pod: &RunningPod, case: &Value) -> Result<()> {
+        self.ensure_clean_but(pod, case, &[])
+    }
+
+    /// [`Self::ensure_clean`], except for containers that only look like its pod.
+    pub fn ensure_clean_but(
+        &self,
+        pod: &RunningPod,
+        case: &Value,
+        others: &[&String],
+    ) -> Result<()> {
+        let id = pod.executor.container_id();
+        ensure!(case["result"] == "clean", "not clean: {case}");
+        let mut running = pod.executor.running_pod(&self.docker)?;
+        running.retain(|id| !others.contains(&id));
+        ensure!(running.is_empty(), "{running:?} run after {case}");
+        let mut left = self.scratch.leftovers();
+        left.retain(|path| path.iter().any(|part| part == id));
+        ensure!(left.is_empty(), "{left:?} are left after {case}");
+        self.ensure_agent_is_well()
+    }
+
+    /// The agent has logged no error and failed no destroy.
+    pub fn ensure_agent_is_well(&self) -> Result<()> {
+        let mut errors = self.agent.errors_in_log()?;
+        // After a restart an update may be sent, and acknowledged, twice.
+        errors.retain(|error| !error.contains("status update acknowledgement"));
+        let failed = self.agent.metrics()?["containerizer/mesos/container_destroy_errors"];
+        ensure!(
+            errors.is_empty() && failed == 0.0,
+            "{failed} failed destroys, {errors:?}: {}",
+            log::tail(&self.agent.log_path(), 40)
+        );
+        Ok(())
     }
 
     /// What [`Self::run_pod`] launches, to be altered.

@@ -7,42 +7,18 @@ use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{Host, RunningPod};
 use cleanup_tests::mesos::agent::{AgentOptions, Launcher};
 use cleanup_tests::mesos::framework::Framework;
-use cleanup_tests::watcher::{AgentPlace, Watcher};
-use cleanup_tests::{log, wait};
+use cleanup_tests::wait;
 use serde_json::Value;
 
 const MESOS: &str = "1.11.0";
 const SOON: Duration = Duration::from_secs(60);
 
-fn watch(host: &Host, options: &str) -> Result<Watcher> {
-    let agent = AgentPlace::of(&host.agent, &host.scratch);
-    Watcher::start(&host.scratch, &host.docker, &[agent], options)
-}
-
-fn enforce(host: &Host) -> Result<Watcher> {
-    watch(host, "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"")
-}
-
-/// Nothing of a dead run is left on the host, and the agent is content.
-fn assert_clean(host: &Host, pod: &RunningPod, case: &Value) -> Result<()> {
-    let id = pod.executor.container_id();
-    assert_eq!(case["result"], "clean", "{case}");
-    assert_eq!(pod.executor.running_pod(&host.docker)?, Vec::<String>::new());
-    let beneath = |path: &std::path::Path| path.iter().any(|part| part == id);
-    let left: Vec<_> = host.scratch.leftovers().into_iter().filter(|path| beneath(path)).collect();
-    assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{case}");
-    assert_agent_is_well(host)
-}
-
-fn assert_agent_is_well(host: &Host) -> Result<()> {
-    assert_eq!(host.agent.errors_in_log()?, Vec::<String>::new());
-    let errors = host.agent.metrics()?["containerizer/mesos/container_destroy_errors"];
-    assert_eq!(errors, 0.0, "{}", log::tail(&host.agent.log_path(), 40));
-    Ok(())
-}
-
 fn exit_codes(docker: &Dockerd, pod: &RunningPod) -> Result<Vec<i64>> {
-    let code = |id: &String| docker.inspect(id)?["State"]["ExitCode"].as_i64().context("an exit code");
+    let code = |id: &String| {
+        docker.inspect(id)?["State"]["ExitCode"]
+            .as_i64()
+            .context("an exit code")
+    };
     pod.containers.iter().map(code).collect()
 }
 
@@ -51,13 +27,13 @@ fn exit_codes(docker: &Dockerd, pod: &RunningPod) -> Result<Vec<i64>> {
 #[test]
 fn sigkill_of_one_of_two() -> Result<()> {
     let host = Host::start("sigkill", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let victim = host.run_pod("victim", 3, "")?;
     let neighbour = host.run_pod("neighbour", 3, "")?;
 
     victim.executor.sigkill_executor()?;
     let case = watcher.wait_case(victim.executor.container_id())?;
-    assert_clean(&host, &victim, &case)?;
+    host.ensure_clean(&victim, &case)?;
     assert_eq!(case["origin"], "kernel", "{case}");
     assert_eq!(case["status"], "signal 9", "{case}");
     assert_eq!(case["executor"], "victim", "{case}");
@@ -82,22 +58,22 @@ fn sigkill_of_one_of_two() -> Result<()> {
 #[test]
 fn clean_exit() -> Result<()> {
     let host = Host::start("exit", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--exit-after 300")?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["status"], "exit 0", "{case}");
-    assert_clean(&host, &pod, &case)
+    host.ensure_clean(&pod, &case)
 }
 
 /// The kernel kills the executor for its memory.
 #[test]
 fn oom_kill() -> Result<()> {
     let host = Host::start("oom", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--oom")?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["status"], "signal 9", "{case}");
-    assert_clean(&host, &pod, &case)
+    host.ensure_clean(&pod, &case)
 }
 
 /// A container that its restart policy would bring back, and one that ignores
@@ -105,14 +81,16 @@ fn oom_kill() -> Result<()> {
 #[test]
 fn restart_policy_always_and_a_deaf_container() -> Result<()> {
     let host = Host::start("restart", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 3, "--restart always --ignore-term 1")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
-    assert_clean(&host, &pod, &case)?;
+    host.ensure_clean(&pod, &case)?;
     // Longer than Docker takes to restart something.
     wait::holds(Duration::from_secs(2), "the pod stays stopped", || {
-        pod.executor.running_pod(&host.docker).is_ok_and(|running| running.is_empty())
+        pod.executor
+            .running_pod(&host.docker)
+            .is_ok_and(|running| running.is_empty())
     })?;
     assert_eq!(watcher.cases(pod.executor.container_id())?.len(), 1);
     Ok(())
@@ -122,21 +100,23 @@ fn restart_policy_always_and_a_deaf_container() -> Result<()> {
 #[test]
 fn untagged_service() -> Result<()> {
     let host = Host::start("untagged", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--untagged 2")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["containers"], 2, "{case}");
-    assert_clean(&host, &pod, &case)
+    host.ensure_clean(&pod, &case)
 }
 
 /// Most executors have no pod: they are no cases, and nothing of them is left.
 #[test]
 fn executor_without_a_pod() -> Result<()> {
     let host = Host::start("nopod", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 0, "--no-pod")?;
-    let bystander = host.docker.docker(&["run", "-d", "--network=none", "pod:test", "sleep", "1000"])?;
+    let bystander =
+        host.docker
+            .docker(&["run", "-d", "--network=none", "pod:test", "sleep", "1000"])?;
     pod.executor.sigkill_executor()?;
     host.framework.wait_terminal(&pod.task_id, SOON)?;
     let said = watcher.wait_message("an executor ended and left nothing behind")?;
@@ -144,17 +124,20 @@ fn executor_without_a_pod() -> Result<()> {
     assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
     assert_eq!(watcher.said("case")?, Vec::<Value>::new());
     assert_eq!(host.docker.running()?, [bystander.trim()]);
-    assert_agent_is_well(&host)
+    host.ensure_agent_is_well()
 }
 
 /// The agent is dead for good: what it would have removed goes, too.
 #[test]
 fn agent_absent() -> Result<()> {
     let mut host = Host::start("absent", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     host.agent.kill9()?;
-    ensure!(pod.executor.executor().alive(), "an executor outlives its agent");
+    ensure!(
+        pod.executor.executor().alive(),
+        "an executor outlives its agent"
+    );
     ensure!(pod.executor.running_pod(&host.docker)?.len() == 2);
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
@@ -163,7 +146,11 @@ fn agent_absent() -> Result<()> {
     // Nobody else ended them: they had their grace.
     assert_eq!(case["endings"], "2 term", "{case}");
     assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
-    assert!(exit_codes(&host.docker, &pod)?.iter().all(|code| *code != 137));
+    assert!(
+        exit_codes(&host.docker, &pod)?
+            .iter()
+            .all(|code| *code != 137)
+    );
     Ok(())
 }
 
@@ -177,25 +164,25 @@ fn posix_launcher_with_cgroup_parent() -> Result<()> {
         ..AgentOptions::default()
     };
     let host = Host::start("posix", MESOS, options)?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["origin"], "pidfd", "{case}");
-    assert_clean(&host, &pod, &case)
+    host.ensure_clean(&pod, &case)
 }
 
 /// A pod without cgroup parent is found by where its compose files lie.
 #[test]
 fn pod_without_cgroup_parent() -> Result<()> {
     let host = Host::start("nocgroup", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--no-cgroup-parent")?;
     let neighbour = host.run_pod("neighbour", 1, "--no-cgroup-parent")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["endings"], "2 term", "{case}");
-    assert_clean(&host, &pod, &case)?;
+    host.ensure_clean(&pod, &case)?;
     assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
     Ok(())
 }
@@ -205,16 +192,20 @@ fn pod_without_cgroup_parent() -> Result<()> {
 #[test]
 fn helper_killed_while_the_executor_lives() -> Result<()> {
     let mut host = Host::start("helper", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     // A living agent would end the executor itself.
     host.agent.kill9()?;
-    pod.executor.helper().signal(rustix::process::Signal::KILL)?;
+    pod.executor
+        .helper()
+        .signal(rustix::process::Signal::KILL)?;
     watcher.wait_message(
         "the launcher helper is dead, the executor is not: its pod is left alone until the executor is gone",
     )?;
     wait::holds(Duration::from_secs(1), "the pod runs", || {
-        pod.executor.running_pod(&host.docker).is_ok_and(|running| running.len() == 2)
+        pod.executor
+            .running_pod(&host.docker)
+            .is_ok_and(|running| running.len() == 2)
     })?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
@@ -233,7 +224,7 @@ fn observe_changes_nothing() -> Result<()> {
     };
     // The posix launcher's agent touches no cgroup: whatever changes is our doing.
     let host = Host::start("observe", MESOS, options)?;
-    let watcher = watch(&host, "mode = \"observe\"")?;
+    let watcher = host.watch("mode = \"observe\"")?;
     let pod = host.run_pod("pod", 2, "")?;
     let state = || -> Result<_> {
         let mut containers = Vec::new();
@@ -258,14 +249,14 @@ fn observe_changes_nothing() -> Result<()> {
 #[test]
 fn non_checkpointing_framework() -> Result<()> {
     let mut host = Host::start("nocheck", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     host.framework = Framework::connect(host.agent.endpoint(), false)?;
     let pod = host.run_pod("pod", 2, "")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["framework"], pod.executor.framework_id(), "{case}");
     assert_eq!(case["executor"], "pod", "{case}");
-    assert_clean(&host, &pod, &case)
+    host.ensure_clean(&pod, &case)
 }
 
 /// A container that is started for a dead run after its case was closed, as an
@@ -273,18 +264,26 @@ fn non_checkpointing_framework() -> Result<()> {
 #[test]
 fn a_container_comes_late() -> Result<()> {
     let host = Host::start("late", MESOS, AgentOptions::default())?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 1, "")?;
     let id = pod.executor.container_id().to_owned();
     pod.executor.sigkill_executor()?;
     watcher.wait_case(&id)?;
     let parent = format!("--cgroup-parent=/{}/{id}", host.scratch.name());
-    host.docker.docker(&["run", "-d", "--network=none", &parent, "pod:test", "sleep", "1000"])?;
+    host.docker.docker(&[
+        "run",
+        "-d",
+        "--network=none",
+        &parent,
+        "pod:test",
+        "sleep",
+        "1000",
+    ])?;
     let reopened = wait::try_until(SOON, "the case to be closed again", || {
         Ok(watcher.cases(&id)?.into_iter().nth(1))
     })?;
     assert_eq!(reopened["containers"], 1, "{reopened}");
-    assert_clean(&host, &pod, &reopened)
+    host.ensure_clean(&pod, &reopened)
 }
 
 /// The same death with older releases: other cgroups, other files.
@@ -293,12 +292,13 @@ fn older_releases() -> Result<()> {
     for version in ["1.4.3", "1.6.1", "1.8.1"] {
         let name = format!("v{}", version.replace('.', "-"));
         let host = Host::start(&name, version, AgentOptions::default())?;
-        let watcher = enforce(&host)?;
+        let watcher = host.enforce()?;
         let pod = host.run_pod("pod", 2, "--restart always")?;
         pod.executor.sigkill_executor()?;
         let case = watcher.wait_case(pod.executor.container_id())?;
         assert_eq!(case["origin"], "kernel", "{version}: {case}");
-        assert_clean(&host, &pod, &case).with_context(|| format!("Mesos {version}"))?;
+        host.ensure_clean(&pod, &case)
+            .with_context(|| format!("Mesos {version}"))?;
     }
     Ok(())
 }
@@ -307,11 +307,11 @@ fn older_releases() -> Result<()> {
 #[test]
 fn action_remove() -> Result<()> {
     let host = Host::start("remove", MESOS, AgentOptions::default())?;
-    let watcher = watch(&host, "mode = \"enforce\"\naction = \"remove\"\ngrace = \"2s\"")?;
+    let watcher = host.watch("mode = \"enforce\"\naction = \"remove\"\ngrace = \"2s\"")?;
     let pod = host.run_pod("pod", 2, "")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
-    assert_clean(&host, &pod, &case)?;
+    host.ensure_clean(&pod, &case)?;
     assert_eq!(host.docker.containers()?, Vec::<String>::new());
     Ok(())
 }
@@ -325,21 +325,24 @@ fn death_while_the_daemon_was_down() -> Result<()> {
         ..AgentOptions::default()
     };
     let host = Host::start("down", MESOS, options)?;
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     let neighbour = host.run_pod("neighbour", 1, "")?;
     watcher.kill9()?;
     pod.executor.sigkill_executor()?;
     host.framework.wait_terminal(&pod.task_id, SOON)?;
-    ensure!(pod.executor.running_pod(&host.docker)?.len() == 2, "posix: the agent leaves the pod");
+    ensure!(
+        pod.executor.running_pod(&host.docker)?.len() == 2,
+        "posix: the agent leaves the pod"
+    );
 
-    let watcher = enforce(&host)?;
+    let watcher = host.enforce()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["origin"], "scan", "{case}");
-    assert_clean(&host, &pod, &case)?;
+    host.ensure_clean(&pod, &case)?;
     assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
     // And the one that was there before the daemon is known to it.
     neighbour.executor.sigkill_executor()?;
     let case = watcher.wait_case(neighbour.executor.container_id())?;
-    assert_clean(&host, &neighbour, &case)
+    host.ensure_clean(&neighbour, &case)
 }

@@ -191,10 +191,16 @@ impl Play {
         drop(self.child.stdin.take());
     }
 
-    fn kill(&mut self) {
+    /// Kills it and waits for its end. Its input stays open for others that share it.
+    fn kill(&mut self) -> ExitStatus {
+        let input = self.child.stdin.take();
         self.child.kill().expect("a process of ours");
+        let status = self.child.wait().expect("a child of ours");
+        self.child.stdin = input;
+        status
     }
 
+    /// Ends its input and waits for its end.
     fn wait(&mut self) -> ExitStatus {
         self.release();
         self.child.wait().expect("a child of ours")
@@ -386,7 +392,7 @@ async fn helper_killed_while_the_executor_lives() {
     );
     assert_eq!(record.ppid, std::process::id());
 
-    helper.wait();
+    helper.release();
     let record = next(&mut probe).await;
     assert_eq!((record.tgid, record.wait_status), (executor, 0));
     assert_ne!(record.ppid, helper.pid(), "somebody adopted it");
@@ -457,8 +463,7 @@ async fn exit_code_and_signal_are_the_wait_status() {
 
     let mut play = lab.play(&["hold"]);
     assert_eq!(play.pid_line(), play.pid());
-    play.kill();
-    let waited = play.wait();
+    let waited = play.kill();
     let record = only(lab.reported(&mut probe).await);
     assert_eq!(record.wait_status, libc::SIGKILL);
     assert_eq!(record.wait_status, waited.into_raw());

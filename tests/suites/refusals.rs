@@ -31,7 +31,10 @@ fn watch(arguments: &[&str]) -> Result<Command> {
 /// The command line in an environment of util-linux's making.
 fn through(program: &[&str]) -> Result<Command> {
     let mut command = Command::new(program[0]);
-    command.args(&program[1..]).arg(bins::find("compose-cleanup")?).arg("watch");
+    command
+        .args(&program[1..])
+        .arg(bins::find("compose-cleanup")?)
+        .arg("watch");
     Ok(command)
 }
 
@@ -42,15 +45,30 @@ fn assert_says(outcome: &(Option<i32>, String), code: Option<i32>, words: &[&str
     for word in words {
         assert!(text.contains(word), "no `{word}` in: {text}");
     }
-    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("backtrace"),
+        "{text}"
+    );
 }
 
 #[test]
 fn wrong_usage() -> Result<()> {
     assert_says(&run(watch(&["--frobnicate"])?)?, USAGE, &["--frobnicate"]);
-    assert_says(&run(watch(&["--mode", "maybe"])?)?, USAGE, &["maybe", "observe", "enforce"]);
-    assert_says(&run(watch(&["--grace", "soon"])?)?, USAGE, &["--grace", "soon"]);
-    assert_says(&run(watch(&["--dry-run", "--mode", "enforce"])?)?, USAGE, &["--dry-run"]);
+    assert_says(
+        &run(watch(&["--mode", "maybe"])?)?,
+        USAGE,
+        &["maybe", "observe", "enforce"],
+    );
+    assert_says(
+        &run(watch(&["--grace", "soon"])?)?,
+        USAGE,
+        &["--grace", "soon"],
+    );
+    assert_says(
+        &run(watch(&["--dry-run", "--mode", "enforce"])?)?,
+        USAGE,
+        &["--dry-run"],
+    );
     Ok(())
 }
 
@@ -59,13 +77,29 @@ fn bad_configuration() -> Result<()> {
     let scratch = Scratch::new("config")?;
     let path = scratch.path().join("config.toml");
     let file = path.to_str().context("UTF-8")?;
-    assert_says(&run(watch(&["--config", file])?)?, FAILURE, &[file, "No such file"]);
+    assert_says(
+        &run(watch(&["--config", file])?)?,
+        FAILURE,
+        &[file, "No such file"],
+    );
     for (text, words) in [
-        ("mode = \"enforce\"\nmdoe = 1\n", &["line 2", "column 1", "mdoe"][..]),
+        (
+            "mode = \"enforce\"\nmdoe = 1\n",
+            &["line 2", "column 1", "mdoe"][..],
+        ),
         ("mode = enforce\n", &["line 1", "column 8"]),
-        ("grace = \"2 fortnights\"\n", &["line 1", "grace", "fortnights"]),
-        ("[[agents]]\nwork_dir = \"relative\"\n", &["agents[0].work_dir", "absolute"]),
-        ("[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../up\"\n", &["line 3", "cgroups root", "../up"]),
+        (
+            "grace = \"2 fortnights\"\n",
+            &["line 1", "grace", "fortnights"],
+        ),
+        (
+            "[[agents]]\nwork_dir = \"relative\"\n",
+            &["agents[0].work_dir", "absolute"],
+        ),
+        (
+            "[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../up\"\n",
+            &["line 3", "cgroups root", "../up"],
+        ),
         ("\u{0}\u{1}garbage", &["line 1"]),
     ] {
         fs::write(&path, text)?;
@@ -74,7 +108,11 @@ fn bad_configuration() -> Result<()> {
         assert_says(&run(watch(&["--config", file])?)?, FAILURE, &expected);
     }
     fs::write(&path, b"mode = \"\xff\"")?;
-    assert_says(&run(watch(&["--config", file])?)?, FAILURE, &[file, "UTF-8"]);
+    assert_says(
+        &run(watch(&["--config", file])?)?,
+        FAILURE,
+        &[file, "UTF-8"],
+    );
     Ok(())
 }
 
@@ -84,7 +122,10 @@ fn not_root() -> Result<()> {
     let scratch = Scratch::new("user")?;
     let program = scratch.path().join("compose-cleanup");
     fs::copy(bins::find("compose-cleanup")?, &program)?;
-    fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::set_permissions(
+        scratch.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
     let mut command = Command::new(&program);
     command.arg("watch").uid(65534).gid(65534);
     assert_says(&run(command)?, FAILURE, &["must run as root", "sudo"]);
@@ -105,7 +146,11 @@ fn not_the_hosts_namespaces() -> Result<()> {
     let pid = through(&["unshare", "--pid", "--fork", "--mount-proc"])?;
     assert_says(&run(pid)?, FAILURE, &["pid namespace", "--pid=host"]);
     let cgroup = through(&["unshare", "--cgroup"])?;
-    assert_says(&run(cgroup)?, FAILURE, &["cgroup namespace", "--cgroupns=host"]);
+    assert_says(
+        &run(cgroup)?,
+        FAILURE,
+        &["cgroup namespace", "--cgroupns=host"],
+    );
     Ok(())
 }
 
@@ -153,10 +198,14 @@ fn no_docker_yet() -> Result<()> {
     watcher.wait_message("ready")?;
     let said = watcher.wait_message("Docker is not there; trying on, cases are kept")?;
     let error = said["error"].as_str().context("an error")?;
-    assert!(error.contains(&*host.docker.socket().to_string_lossy()), "{error}");
+    assert!(
+        error.contains(&*host.docker.socket().to_string_lossy()),
+        "{error}"
+    );
 
     pod.executor.sigkill_executor()?;
-    host.framework.wait_terminal(&pod.task_id, Duration::from_secs(60))?;
+    host.framework
+        .wait_terminal(&pod.task_id, Duration::from_secs(60))?;
     wait::holds(Duration::from_secs(1), "the case stays open", || {
         watcher.said("case").is_ok_and(|cases| cases.is_empty())
     })?;
@@ -164,7 +213,10 @@ fn no_docker_yet() -> Result<()> {
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["result"], "clean", "{case}");
     assert_eq!(case["origin"], "kernel", "{case}");
-    assert_eq!(pod.executor.running_pod(&host.docker)?, Vec::<String>::new());
+    assert_eq!(
+        pod.executor.running_pod(&host.docker)?,
+        Vec::<String>::new()
+    );
     assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
     Ok(())
 }
@@ -182,7 +234,10 @@ fn garbage_in_the_agents_directories() -> Result<()> {
     fs::create_dir_all(containers.join(id(1)))?;
     fs::write(containers.join(id(1)).join("pid"), "\u{0}\u{1}not a pid")?;
     fs::create_dir_all(containers.join(id(2)))?;
-    fs::write(containers.join(id(2)).join("pid"), std::process::id().to_string())?;
+    fs::write(
+        containers.join(id(2)).join("pid"),
+        std::process::id().to_string(),
+    )?;
     fs::write(containers.join(id(3)), "a file")?;
     fs::create_dir_all(containers.join("..garbage\nwith a newline"))?;
     // `slaves` is a file: sandboxes cannot be looked for.
@@ -190,22 +245,49 @@ fn garbage_in_the_agents_directories() -> Result<()> {
     fs::write(work_dir.join("slaves"), "not a directory")?;
     // And a container beneath a cgroup that looks like a run's.
     let parent = format!("--cgroup-parent=/{}/{}", scratch.name(), id(4));
-    let container = docker.docker(&["run", "-d", "--network=none", &parent, "pod:test", "sleep", "1000"])?;
+    let container = docker.docker(&[
+        "run",
+        "-d",
+        "--network=none",
+        &parent,
+        "pod:test",
+        "sleep",
+        "1000",
+    ])?;
     let before = scratch.leftovers();
 
-    let agent = AgentPlace { work_dir: work_dir.clone(), runtime_dir, cgroups_root: scratch.name().to_owned() };
-    let watcher = Watcher::start(&scratch, &docker, &[agent], "mode = \"enforce\"\nsettle = \"200ms\"")?;
+    let agent = AgentPlace {
+        work_dir: work_dir.clone(),
+        runtime_dir,
+        cgroups_root: scratch.name().to_owned(),
+    };
+    let watcher = Watcher::start(
+        &scratch,
+        &docker,
+        &[agent],
+        "mode = \"enforce\"\nsettle = \"200ms\"",
+    )?;
     let skipped = watcher.wait_message("executor skipped: its sandbox cannot be looked for")?;
     let error = skipped["error"].as_str().context("an error")?;
-    assert!(error.contains(&*work_dir.join("slaves").to_string_lossy()), "{error}");
-    let unknown = wait::try_until(Duration::from_secs(20), "the unknown run to be named", || {
-        let said = watcher.said("unknown run: left alone")?;
-        Ok(said.into_iter().find(|line| line["container"] == id(4)))
-    })?;
+    assert!(
+        error.contains(&*work_dir.join("slaves").to_string_lossy()),
+        "{error}"
+    );
+    let unknown = wait::try_until(
+        Duration::from_secs(20),
+        "the unknown run to be named",
+        || {
+            let said = watcher.said("unknown run: left alone")?;
+            Ok(said.into_iter().find(|line| line["container"] == id(4)))
+        },
+    )?;
     assert!(unknown["why"].is_string());
     // Longer than two surveys.
     wait::holds(Duration::from_secs(5), "nothing is touched", || {
-        scratch.leftovers() == before && docker.running().is_ok_and(|running| running == [container.trim()])
+        scratch.leftovers() == before
+            && docker
+                .running()
+                .is_ok_and(|running| running == [container.trim()])
     })?;
     assert_eq!(watcher.said("case")?.len(), 0);
     assert!(watcher.stop()?.success());
@@ -218,11 +300,18 @@ fn garbage_in_the_agents_directories() -> Result<()> {
 fn an_agent_is_found_without_a_configuration() -> Result<()> {
     let host = Host::start("discover", "1.11.0", AgentOptions::default())?;
     let pod = host.run_pod("pod", 1, "")?;
-    let watcher = Watcher::spawn(&host.scratch, &host.docker.socket(), &[], "mode = \"observe\"")?;
+    let watcher = Watcher::spawn(
+        &host.scratch,
+        &host.docker.socket(),
+        &[],
+        "mode = \"observe\"",
+    )?;
     let place = AgentPlace::of(&host.agent, &host.scratch);
     let found = wait::try_until(Duration::from_secs(30), "the agent to be found", || {
         let said = watcher.said("agent")?;
-        Ok(said.into_iter().find(|line| line["cgroups_root"] == place.cgroups_root))
+        Ok(said
+            .into_iter()
+            .find(|line| line["cgroups_root"] == place.cgroups_root))
     })?;
     assert_eq!(found["work_dir"], *place.work_dir.to_string_lossy());
     assert_eq!(found["runtime_dir"], *place.runtime_dir.to_string_lossy());

@@ -37,6 +37,14 @@ impl ExecutorView {
         .with_context(|| log::tail(&agent.log_path(), 20))
     }
 
+    /// The runs of this executor id that live now, of every framework.
+    pub fn all(agent: &Agent, executor_id: &str) -> Vec<Self> {
+        sandboxes(&agent.work_dir(), executor_id)
+            .into_iter()
+            .filter_map(|sandbox| Self::of_sandbox(agent, sandbox))
+            .collect()
+    }
+
     pub fn container_id(&self) -> &str {
         &self.container_id
     }

@@ -128,6 +128,17 @@ impl Framework {
         Ok(task_id)
     }
 
+    /// Gives back the offers it holds, for long enough that another framework gets
+    /// them.
+    pub fn release_offers(&self) -> Result<()> {
+        let offers = std::mem::take(&mut self.shared.lock().offers);
+        let ids: Vec<_> = offers.iter().map(|offer| &offer["id"]).collect();
+        self.shared.call(json!({
+            "type": "DECLINE",
+            "decline": { "offer_ids": ids, "filters": { "refuse_seconds": 600.0 } },
+        }))
+    }
+
     /// Asks the executor to kill a task.
     pub fn kill(&self, task_id: &str) -> Result<()> {
         self.shared

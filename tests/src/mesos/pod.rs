@@ -53,14 +53,13 @@ impl Pod {
         };
         let mut service = json!({
             "image": IMAGE,
-            // Compose expands variables, unless the `$` is doubled.
-            "command": ["sh", "-c", script.replace('$', "$$")],
+            "command": ["sh", "-c", literal(script)],
             "network_mode": "none",
         });
         if index < self.services.saturating_sub(self.untagged) {
             service["labels"] = json!({
-                "executorId": self.executor_id,
-                "taskId": self.task_id,
+                "executorId": literal(&self.executor_id),
+                "taskId": literal(&self.task_id),
             });
         }
         if let Some(policy) = &self.restart {
@@ -71,6 +70,11 @@ impl Pod {
         }
         service
     }
+}
+
+/// Compose expands variables, unless the `$` is doubled.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 /// An executor that runs a pod: the program `pod-executor` with these options.
