@@ -169,6 +169,10 @@ fn learn(known: &SharedWord, held: Object, node: Node) {
 /// The slot of the root with this id.
 #[inline(always)]
 fn slot(table: &[SharedWord; MAX_ROOTS], id: u64) -> Option<u32> {
+    // No directory has it: a failed load, or a slot without a root.
+    if id == 0 {
+        return None;
+    }
     let used = setting!(slots);
     for (index, root) in table.iter().enumerate() {
         let index = index as u32;

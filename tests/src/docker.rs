@@ -245,10 +245,11 @@ impl Dockerd {
 impl Drop for Dockerd {
     fn drop(&mut self) {
         if let Some(mut service) = self.service.take() {
-            let stopped = service
-                .signal(Signal::CONT)
-                .and_then(|()| self.remove_containers())
-                .and_then(|()| service.stop(STOP));
+            let stopped = wait::shielded(|| {
+                service.signal(Signal::CONT)?;
+                self.remove_containers()?;
+                service.stop(STOP)
+            });
             // What still runs is killed with the scratch.
             if let Err(error) = stopped {
                 eprintln!("stopping dockerd: {error:#}");

@@ -11,6 +11,7 @@ pub mod bins;
 pub mod cgroups;
 pub mod command;
 pub mod docker;
+pub mod hook;
 pub mod host;
 pub mod log;
 pub mod mesos;

@@ -4,6 +4,7 @@ mod casebook;
 mod core;
 mod deaths;
 mod learn;
+mod memory;
 mod preflight;
 mod surveyor;
 
@@ -28,6 +29,7 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     preflight::raise_descriptor_limit();
+    memory::keep_small();
     let mut stop = Stop::new()?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
@@ -55,6 +57,7 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     })
     .await
     .context("the exit probe cannot run on this host")?;
+    memory::give_back();
 
     for agent in &agents {
         tracing::info!(
