@@ -23,7 +23,10 @@ pub struct Request {
 /// An inbox as the package makes it.
 pub fn make(scratch: &Scratch) -> Result<PathBuf> {
     let dir = unused(scratch, "inbox");
-    fs::DirBuilder::new().mode(0o700).create(&dir).context("an inbox")?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&dir)
+        .context("an inbox")?;
     Ok(dir)
 }
 
@@ -46,7 +49,10 @@ pub fn read(dir: &Path) -> Result<Vec<Request>> {
 
 fn request(path: &Path) -> Result<Request> {
     let name = path.file_name().context("a name")?.to_string_lossy();
-    ensure!(name.ends_with(".request") && !name.starts_with('.'), "{name}");
+    ensure!(
+        name.ends_with(".request") && !name.starts_with('.'),
+        "{name}"
+    );
     let mode = fs::metadata(path)?.permissions().mode();
     ensure!(mode & 0o7777 == 0o600, "{name}: {mode:o}");
     let content = fs::read_to_string(path)?;
@@ -74,9 +80,11 @@ fn parse(content: &str) -> Result<Request> {
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>> {
-    ensure!(text.len() % 2 == 0 && text.is_ascii());
+    ensure!(text.len().is_multiple_of(2) && text.is_ascii());
     let digits = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
-    digits.map(|digits| Ok(u8::from_str_radix(digits, 16)?)).collect()
+    digits
+        .map(|digits| Ok(u8::from_str_radix(digits, 16)?))
+        .collect()
 }
 
 /// For arguments of the harness.

@@ -68,7 +68,9 @@ fn built(path: &'static OnceLock<PathBuf>, dir: &str, options: &[&str]) -> Resul
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     // Of the cargo that runs this test; build scripts would see a change.
     for (name, _) in env::vars_os() {
-        let is_cargos = name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_"));
+        let is_cargos = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_"));
         if is_cargos || name == "CARGO_MANIFEST_DIR" || name == "CARGO_MANIFEST_PATH" {
             build.env_remove(name);
         }
@@ -121,7 +123,12 @@ impl Run {
     }
 
     pub fn expect(&self, status: i32) -> Result<&Self> {
-        ensure!(self.status == status, "status {}, not {status}:\n{}", self.status, self.output);
+        ensure!(
+            self.status == status,
+            "status {}, not {status}:\n{}",
+            self.status,
+            self.output
+        );
         Ok(self)
     }
 

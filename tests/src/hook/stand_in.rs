@@ -45,7 +45,13 @@ impl StandIn {
     }
 
     /// With this version of Mesos, and parameters `KEY VALUE`.
-    pub fn run(&self, scratch: &Scratch, module: &Path, version: &str, parameters: &[&str]) -> Result<Run> {
+    pub fn run(
+        &self,
+        scratch: &Scratch,
+        module: &Path,
+        version: &str,
+        parameters: &[&str],
+    ) -> Result<Run> {
         let mut command = Command::new(&self.0);
         command.arg(module).arg(version).args(parameters);
         Run::of(scratch, command)

@@ -68,11 +68,16 @@ impl<'a> Hooks<'a> {
         let unless_empty = |wire: Vec<u8>| if is_empty { Vec::new() } else { wire };
         let pair = |key: &str, value: &str| [bytes(1, key), bytes(2, value)].concat();
         let labels = unless_empty(
-            [bytes(1, pair("a", "1")), bytes(1, pair("a key that is too long for a short string", "2"))].concat(),
+            [
+                bytes(1, pair("a", "1")),
+                bytes(1, pair("a key that is too long for a short string", "2")),
+            ]
+            .concat(),
         );
         let environment = unless_empty(bytes(1, [pair("PATH", "/bin"), int(3, 1)].concat()));
         // Without a role: Mesos aborts if one is set here.
-        let resource = |name: &str, value| [bytes(1, name), int(2, 0), bytes(3, double(1, value))].concat();
+        let resource =
+            |name: &str, value| [bytes(1, name), int(2, 0), bytes(3, double(1, value))].concat();
         let attribute = [bytes(1, "rack"), int(2, 3), bytes(5, bytes(1, "r1"))].concat();
 
         let executor = [
@@ -103,7 +108,11 @@ impl<'a> Hooks<'a> {
             bytes(12, &labels),
             bytes(13, bytes(1, bytes(5, bytes(2, "10.0.0.1")))),
         ];
-        let framework = [bytes(1, "root"), bytes(3, bytes(1, &inputs.framework)), bytes(2, "fw")];
+        let framework = [
+            bytes(1, "root"),
+            bytes(3, bytes(1, &inputs.framework)),
+            bytes(2, "fw"),
+        ];
         let new = |class, parts: &[Vec<u8>], large_field| {
             Message::new(mesos, class, &inputs.message(parts, large_field))
         };
@@ -123,7 +132,11 @@ impl<'a> Hooks<'a> {
             none,
             labels,
             environment,
-            attributes: if is_empty { Vec::new() } else { vec![attribute] },
+            attributes: if is_empty {
+                Vec::new()
+            } else {
+                vec![attribute]
+            },
             resources: if is_empty { 0 } else { 2 },
             has_resource_decorator: mesos.symbol(&decorator).is_ok(),
         })
@@ -135,7 +148,8 @@ impl<'a> Hooks<'a> {
         self.labels().context("labels")?;
         self.executor_environment().context("environment")?;
         self.task_status().context("task status")?;
-        self.resources_and_attributes().context("resources, attributes")?;
+        self.resources_and_attributes()
+            .context("resources, attributes")?;
         self.others()?;
         self.prepared_docker_executor().context("future")
     }
@@ -180,7 +194,10 @@ impl<'a> Hooks<'a> {
         self.check_message("6Labels", result, &self.labels.clone())?;
 
         let mut result = garbage();
-        self.call(LAUNCH_TASK_LABELS, &[result.address(), task, framework, slave])?;
+        self.call(
+            LAUNCH_TASK_LABELS,
+            &[result.address(), task, framework, slave],
+        )?;
         self.check_message("6Labels", result, &self.labels.clone())
     }
 
@@ -188,7 +205,10 @@ impl<'a> Hooks<'a> {
         let mut result = garbage();
         // By value: a copy that the function may take apart.
         let mut executor = Message::new(self.mesos, "12ExecutorInfo", &self.executor.bytes()?)?;
-        self.call(EXECUTOR_ENVIRONMENT, &[result.address(), executor.address()])?;
+        self.call(
+            EXECUTOR_ENVIRONMENT,
+            &[result.address(), executor.address()],
+        )?;
         self.check_message("11Environment", result, &self.environment.clone())
     }
 
@@ -196,7 +216,11 @@ impl<'a> Hooks<'a> {
         let mut result = garbage();
         let expected = self.status.bytes()?;
         let mut status = Message::new(self.mesos, "10TaskStatus", &expected)?;
-        let arguments = [result.address(), self.framework_id.address(), status.address()];
+        let arguments = [
+            result.address(),
+            self.framework_id.address(),
+            status.address(),
+        ];
         self.call(TASK_STATUS, &arguments)?;
         self.check_message("10TaskStatus", result, &expected)
     }
@@ -246,7 +270,15 @@ impl<'a> Hooks<'a> {
         let mut result = garbage();
         let text = self.sandbox.address();
         let none = self.none.address();
-        let arguments = [result.address(), none, self.executor.address(), text, text, text, none];
+        let arguments = [
+            result.address(),
+            none,
+            self.executor.address(),
+            text,
+            text,
+            text,
+            none,
+        ];
         let method = format!(
             "41slavePreLaunchDockerTaskExecutorDecoratorERK6OptionINS_8TaskInfoEERKNS_12ExecutorInfoERK{STRING}SH_SH_RKS2_ISt3mapISF_SF_St4lessISF_ESaISt4pairISG_SF_EEEE"
         );
@@ -284,13 +316,15 @@ impl<'a> Hooks<'a> {
 // Of HookManager; arguments after the result, if there is one.
 const REMOVE_EXECUTOR: &str = "23slaveRemoveExecutorHookERKNS_13FrameworkInfoERKNS_12ExecutorInfoE";
 const RUN_TASK_LABELS: &str = "26slaveRunTaskLabelDecoratorERKNS_8TaskInfoERKNS_12ExecutorInfoERKNS_13FrameworkInfoERKNS_9SlaveInfoE";
-const LAUNCH_TASK_LABELS: &str = "30masterLaunchTaskLabelDecoratorERKNS_8TaskInfoERKNS_13FrameworkInfoERKNS_9SlaveInfoE";
+const LAUNCH_TASK_LABELS: &str =
+    "30masterLaunchTaskLabelDecoratorERKNS_8TaskInfoERKNS_13FrameworkInfoERKNS_9SlaveInfoE";
 const EXECUTOR_ENVIRONMENT: &str = "33slaveExecutorEnvironmentDecoratorENS_12ExecutorInfoE";
 const TASK_STATUS: &str = "24slaveTaskStatusDecoratorERKNS_11FrameworkIDENS_10TaskStatusE";
 const ATTRIBUTES: &str = "24slaveAttributesDecoratorERKNS_9SlaveInfoE";
 const RESOURCES: &str = "23slaveResourcesDecoratorERKNS_9SlaveInfoE";
 /// Since 1.8.
-const RESOURCE_DECORATOR: &str = "33masterLaunchTaskResourceDecoratorERKNS_8TaskInfoERKNS_9ResourcesE";
+const RESOURCE_DECORATOR: &str =
+    "33masterLaunchTaskResourceDecoratorERKNS_8TaskInfoERKNS_9ResourcesE";
 const SLAVE_LOST: &str = "19masterSlaveLostHookERKNS_9SlaveInfoE";
 /// And a const std::string&.
 const POST_FETCH: &str = "18slavePostFetchHookERKNS_11ContainerIDERK";

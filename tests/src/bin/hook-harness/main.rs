@@ -143,7 +143,8 @@ fn load(mesos: &Libmesos, options: &Options) -> Result<Result<()>> {
         // SAFETY: Try<Nothing> load(const std::string&)
         unsafe { call(mesos, &load, &[result.address(), dir.address()])? };
     } else {
-        let parameter = |(key, value): &(String, String)| bytes(2, [bytes(1, key), bytes(2, value)].concat());
+        let parameter =
+            |(key, value): &(String, String)| bytes(2, [bytes(1, key), bytes(2, value)].concat());
         let mut module = bytes(1, NAME);
         module.extend(options.parameters.iter().flat_map(parameter));
         let library = [bytes(1, &options.module), bytes(3, module)].concat();
@@ -183,6 +184,7 @@ fn compare(module: &str) -> Result<c_int> {
     let function = unsafe { dlsym(library, name.as_ptr()) };
     ensure!(!function.is_null(), "a module without test switches");
     // SAFETY: so it is defined in cleanup-hook.
-    let function = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> c_int>(function) };
+    let function =
+        unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> c_int>(function) };
     Ok(function())
 }

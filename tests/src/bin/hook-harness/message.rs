@@ -5,15 +5,8 @@ use cleanup_tests::mesos::libmesos::{Address, Libmesos, Object};
 
 /// Of all functions that are called here: every argument is an address, what is
 /// missing is not looked at, and a result is a word at most.
-type Function = unsafe extern "C" fn(
-    Address,
-    Address,
-    Address,
-    Address,
-    Address,
-    Address,
-    Address,
-) -> usize;
+type Function =
+    unsafe extern "C" fn(Address, Address, Address, Address, Address, Address, Address) -> usize;
 
 pub(crate) const MOST_ARGUMENTS: usize = 7;
 
@@ -125,7 +118,11 @@ pub(crate) unsafe fn serialize(mesos: &Libmesos, class: &str, message: Address) 
 /// # Safety
 ///
 /// There must be such a field in `object`.
-pub(crate) unsafe fn repeated(mesos: &Libmesos, class: &str, object: &mut Object) -> Result<Vec<Vec<u8>>> {
+pub(crate) unsafe fn repeated(
+    mesos: &Libmesos,
+    class: &str,
+    object: &mut Object,
+) -> Result<Vec<Vec<u8>>> {
     let count = object.at(8).cast::<i32>();
     // SAFETY: see above.
     let count = usize::try_from(unsafe { count.read() })?;
