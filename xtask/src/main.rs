@@ -9,8 +9,10 @@ mod demo;
 mod exec;
 mod lint;
 mod mesos_runtime;
+mod neighbour;
 mod setup;
 mod stage;
+mod stats;
 mod table;
 mod test;
 mod witness;
@@ -57,6 +59,7 @@ tasks! {
     Setup => setup,
     Demo => demo,
     Bench => bench,
+    Neighbour => neighbour,
     Test => test,
     Lint => lint,
     Ci => ci,

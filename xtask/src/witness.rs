@@ -36,7 +36,10 @@ pub(crate) struct Sightings {
 
 impl Sightings {
     fn is_complete(&self) -> bool {
-        self.processes.iter().chain(&self.directories).all(Option::is_some)
+        self.processes
+            .iter()
+            .chain(&self.directories)
+            .all(Option::is_some)
     }
 }
 
@@ -64,7 +67,10 @@ impl Witness {
 
     pub(crate) fn finish(self) -> Result<Sightings> {
         self.finish.store(true, Ordering::Relaxed);
-        let seen = self.thread.join().map_err(|_| anyhow!("the witness panicked"))?;
+        let seen = self
+            .thread
+            .join()
+            .map_err(|_| anyhow!("the witness panicked"))?;
         seen.context("poll")
     }
 }
@@ -105,7 +111,9 @@ fn note_ends(
     ended: &mut [Option<Instant>],
     pause: Duration,
 ) -> Result<(), Errno> {
-    let waiting: Vec<usize> = (0..processes.len()).filter(|&at| ended[at].is_none()).collect();
+    let waiting: Vec<usize> = (0..processes.len())
+        .filter(|&at| ended[at].is_none())
+        .collect();
     let mut polled: Vec<PollFd<'_>> = waiting
         .iter()
         .map(|&at| PollFd::new(&processes[at], PollFlags::IN))
@@ -140,10 +148,11 @@ mod tests {
         let [first, stays] = ["first", "stays"].map(|name| dir.path().join(name));
         fs::create_dir(&first).unwrap();
         fs::create_dir(&stays).unwrap();
-        let mut children = ["0.1", "60"].map(|time| Command::new("sleep").arg(time).spawn().unwrap());
+        let start = Instant::now();
+        let mut children =
+            ["0.1", "60"].map(|time| Command::new("sleep").arg(time).spawn().unwrap());
         let pids = children.each_ref().map(|child| child.id().cast_signed());
 
-        let start = Instant::now();
         let witness = Witness::watch(&pids, vec![first.clone(), stays]).unwrap();
         children[0].wait().unwrap();
         fs::remove_dir(first).unwrap();
