@@ -86,7 +86,9 @@ pub enum Step {
     /// End the run's own processes.
     EndStragglers,
     /// Remove directories of these kinds.
-    Remove { agents: bool },
+    Remove {
+        agents: bool,
+    },
     Wait(Waiting),
     Close(Outcome),
 }
