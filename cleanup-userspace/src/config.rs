@@ -94,6 +94,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
     pub log_format: LogFormat,
+    /// Where the Mesos hook module leaves its requests; made if it is not there.
+    pub inbox: PathBuf,
     pub docker: DockerConfig,
     pub cgroup: CgroupConfig,
     pub probe: ProbeConfig,
@@ -156,6 +158,7 @@ impl Default for Config {
             agent_deadline: Duration::from_secs(240),
             shutdown_deadline: Duration::from_secs(15),
             log_format: LogFormat::default(),
+            inbox: PathBuf::from("/run/compose-cleanup/inbox"),
             docker: DockerConfig::default(),
             cgroup: CgroupConfig::default(),
             probe: ProbeConfig::default(),
@@ -236,6 +239,9 @@ impl Config {
         }
         if self.docker.timeout.is_zero() {
             return refuse("docker.timeout", "must not be zero");
+        }
+        if !self.inbox.is_absolute() {
+            return refuse("inbox", "must be an absolute path");
         }
         if !self.docker.socket.is_absolute() {
             return refuse("docker.socket", "must be an absolute path");

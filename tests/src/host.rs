@@ -51,10 +51,19 @@ impl Host {
         options: AgentOptions,
         docker_options: &[&str],
     ) -> Result<Self> {
+        Self::on(Scratch::new(name)?, mesos_version, options, docker_options)
+    }
+
+    /// [`Self::start_with`] on a scratch that the options had to know.
+    pub fn on(
+        scratch: Scratch,
+        mesos_version: &str,
+        options: AgentOptions,
+        docker_options: &[&str],
+    ) -> Result<Self> {
         let runtime = runtime::fetch(&[mesos_version])?
             .pop()
             .context("one version, one runtime")?;
-        let scratch = Scratch::new(name)?;
         let docker = Dockerd::start_with(&scratch, docker_options)?;
         docker.import_busybox()?;
         let agent = Agent::start(&scratch, &runtime, options)?;

@@ -65,7 +65,8 @@ impl Watcher {
         options: &str,
     ) -> Result<Self> {
         let mut config = format!(
-            "log_format = \"json\"\n{options}\n[docker]\nsocket = {:?}\n",
+            "log_format = \"json\"\ninbox = {:?}\n{options}\n[docker]\nsocket = {:?}\n",
+            Self::inbox(scratch).display(),
             socket.display()
         );
         for agent in agents {
@@ -87,6 +88,11 @@ impl Watcher {
         Ok(Self {
             service: Service::spawn(command, &log)?,
         })
+    }
+
+    /// Where the hook module leaves its requests for the daemon of this scratch.
+    pub fn inbox(scratch: &Scratch) -> PathBuf {
+        scratch.path().join("inbox")
     }
 
     pub fn pid(&self) -> i32 {

@@ -9,6 +9,8 @@ pub enum Origin {
     Kernel,
     /// The pidfd of the launcher helper or of the executor.
     Pidfd,
+    /// The Mesos hook module, by a request that named the executor.
+    Hook,
     /// Comparing what should be with what is.
     Scan,
 }
@@ -18,6 +20,7 @@ impl Origin {
         match self {
             Self::Kernel => "kernel",
             Self::Pidfd => "pidfd",
+            Self::Hook => "hook",
             Self::Scan => "scan",
         }
     }

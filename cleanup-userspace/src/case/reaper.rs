@@ -16,6 +16,7 @@ use super::record::{CaseResult, Contained, Progress, Record};
 use super::{Death, Outcome};
 use crate::config::Mode;
 use crate::docker::{ContainerInfo, JoinKey, RunScope, exact_key};
+use crate::inbox::Request;
 use crate::mesos::AgentState;
 use crate::process::monotonic_ns;
 use crate::registry::Run;
@@ -38,6 +39,8 @@ pub enum CaseMessage {
     Answered(Answer),
     /// A container that names this run was created or started after its death.
     Active(Arc<ContainerInfo>),
+    /// The hook named an executor: maybe this one.
+    Requested(Request),
     /// Something changed: look again now.
     Nudge,
     /// The daemon stops: finish what was asked of Docker, begin nothing.
@@ -402,6 +405,11 @@ impl Reaper {
                 if let Some(key) = key_of(&self.host, &self.record.run, &info) {
                     self.join(vec![(info.id.clone(), key)]);
                 }
+            }
+            CaseMessage::Requested(request) => {
+                let identity = self.record.run.identity.as_ref();
+                self.record.told_by_hook |=
+                    identity.is_some_and(|identity| request.names(identity));
             }
             CaseMessage::Nudge => self.sweep_due = None,
             CaseMessage::HandOver => self.handing_over = true,

@@ -117,6 +117,8 @@ impl Contained {
 pub struct Record {
     pub run: Run,
     pub death: Death,
+    /// The Mesos hook told of it, too.
+    pub told_by_hook: bool,
     pub containers: BTreeMap<String, Contained>,
     /// When the last container of the pod had ended.
     pub stopped_ns: Option<u64>,
@@ -155,6 +157,7 @@ impl Record {
         Self {
             run,
             death,
+            told_by_hook: false,
             containers: BTreeMap::new(),
             stopped_ns: None,
             clean_ns: None,
@@ -211,6 +214,7 @@ impl Record {
             executor = %name(|identity| &identity.executor_id),
             framework = %name(|identity| &identity.framework_id),
             origin = self.death.origin.as_str(),
+            also = self.told_by_hook.then_some("hook"),
             status = %self.death.status(),
             result = self.result.as_str(),
             containers = self.containers.len(),

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::core::Message;
 use crate::case::{CaseMessage, CaseResult, Death, Host, Reaper, Record, key_of};
 use crate::docker::{ContainerInfo, named_runs};
+use crate::inbox::Request;
 use crate::mesos::ContainerId;
 use crate::registry::Run;
 
@@ -186,6 +187,19 @@ impl Casebook {
             "a container came after its executor's case was closed: reopened"
         );
         self.open(run, death);
+    }
+
+    /// The hook told of an executor: whoever has its case records that. Returns
+    /// whether a case of it is open or was closed.
+    pub fn requested(&self, request: &Request) -> bool {
+        self.tell_all(|| CaseMessage::Requested(request.clone()));
+        let open = self.open.values().map(|open| &open.run);
+        let closed = self.tombstones.values().map(|(run, _)| run);
+        open.chain(closed).any(|run| {
+            run.identity
+                .as_ref()
+                .is_some_and(|identity| request.names(identity))
+        })
     }
 
     /// Something changed for one run: its case, if open, looks again.

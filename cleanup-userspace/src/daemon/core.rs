@@ -13,9 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use super::casebook::Casebook;
 use super::deaths::noticed;
 use super::surveyor::{SECOND_LOOK, Surveyor};
-use crate::case::{CaseMessage, Host, Origin, Record};
+use crate::case::{CaseMessage, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
+use crate::inbox::{Request, follow_inbox};
 use crate::mesos::{ContainerId, RuntimeChange, watch_runtime_dir};
 use crate::probe::{Losses, Probe};
 use crate::process::Proc;
@@ -52,6 +53,8 @@ pub(super) struct Counters {
     /// Of runs that are no configured agent's.
     pub(super) foreign: u64,
     pub(super) deaths: u64,
+    /// Of the hook.
+    pub(super) requests: u64,
 }
 
 #[derive(Debug)]
@@ -92,6 +95,8 @@ impl Core {
             self.host.index.clone(),
             docker_sender,
         ));
+        let (request_sender, mut requests) = mpsc::unbounded_channel();
+        tokio::spawn(follow_inbox(self.host.config.inbox.clone(), request_sender));
         self.first_survey().await;
         for agent in 0..self.host.agents.len() {
             self.follow_runtime_dir(agent);
@@ -123,6 +128,7 @@ impl Core {
                     }
                 },
                 Some(message) = self.messages.recv() => self.guarded(|core| core.on_message(message)),
+                Some(request) = requests.recv() => self.guarded(|core| core.on_request(request)),
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
                 () = &mut stop => break,
                 _ = tick.tick() => {
@@ -198,6 +204,16 @@ impl Core {
         }
     }
 
+    /// Mesos removed an executor: a reason to look, no proof of anything.
+    fn on_request(&mut self, request: Request) {
+        self.counters.requests += 1;
+        tracing::debug!(executor = %printable(&request.executor_id), "the hook told of an executor");
+        if !self.casebook.requested(&request) {
+            self.surveyor.remember(request);
+            self.begin_survey(Duration::ZERO);
+        }
+    }
+
     // ---- surveys and losses
 
     async fn first_survey(&mut self) {
@@ -225,7 +241,8 @@ impl Core {
         for run in self.surveyor.confirm(dead) {
             tracing::info!(container = %run.container, "a dead run that no event told of");
             self.counters.deaths += 1;
-            self.casebook.open(run, noticed(Origin::Scan));
+            let origin = self.surveyor.origin_of(&run);
+            self.casebook.open(run, noticed(origin));
         }
         self.surveyor.report_unknown(&survey.unknown);
         self.check_registered();
@@ -324,11 +341,13 @@ impl Core {
             exits,
             foreign,
             deaths,
+            requests,
         } = self.counters;
         tracing::info!(
             exits,
             foreign,
             deaths,
+            requests,
             cases = self.casebook.cases,
             containers = self.casebook.containers,
             lost = self.losses.missed(),

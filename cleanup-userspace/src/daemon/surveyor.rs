@@ -1,20 +1,24 @@
 //! When to compare what exists with what is known, and when to believe it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
-use crate::case::Host;
-use crate::mesos::ContainerId;
+use crate::case::{Host, Origin};
+use crate::inbox::Request;
+use crate::mesos::{ContainerId, Identity};
 use crate::reconcile::{Unknown, survey};
 use crate::registry::Run;
 
 /// Between the two looks that must agree before a run found dead by comparison
 /// is believed to be: a run that is being set up looks dead for a moment.
 pub const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// Requests that are remembered.
+const REQUESTS: usize = 1000;
 
 /// Runs one survey at a time.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct Surveyor {
     suspects: HashSet<ContainerId>,
     /// Runs that were reported as unknown.
     unknown: HashSet<ContainerId>,
+    /// Executors that the hook named and nobody knew.
+    requests: VecDeque<Request>,
     running: bool,
     /// Somebody asked for another one meanwhile.
     again: Option<Duration>,
@@ -37,6 +43,7 @@ impl Surveyor {
             sender,
             suspects: HashSet::new(),
             unknown: HashSet::new(),
+            requests: VecDeque::new(),
             running: false,
             again: None,
         }
@@ -55,6 +62,25 @@ impl Surveyor {
             let found = tokio::task::spawn_blocking(move || survey(&host, &known)).await;
             let _ = sender.send(Message::Surveyed(found.unwrap_or_default()));
         });
+    }
+
+    /// Remembers whom the hook named, so that their deaths are said to be its find.
+    pub fn remember(&mut self, request: Request) {
+        self.requests.push_back(request);
+        if self.requests.len() > REQUESTS {
+            self.requests.pop_front();
+        }
+    }
+
+    /// Who told of a death that a survey found.
+    pub fn origin_of(&self, run: &Run) -> Origin {
+        let named =
+            |identity: &Identity| self.requests.iter().any(|request| request.names(identity));
+        if run.identity.as_ref().is_some_and(named) {
+            Origin::Hook
+        } else {
+            Origin::Scan
+        }
     }
 
     /// A survey is over. Returns when another one is due, if one is. With suspects

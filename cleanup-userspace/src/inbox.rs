@@ -1,0 +1,406 @@
+//! Hand-offs from the Mesos hook module: small files in a directory of root's.
+//!
+//! docs/hook.md specifies them. A request names a framework and an executor, never
+//! a run, and proves nothing: it is a reason to look. Whoever may write into the
+//! inbox may make the daemon look at something, and no more.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use inotify::{Inotify, WatchMask};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, openat, renameat, unlinkat,
+};
+use tokio::sync::mpsc;
+
+use crate::mesos::Identity;
+
+/// The first line of a request.
+const FORMAT: &str = "compose-cleanup-request 1";
+const SUFFIX: &str = ".request";
+const UNFINISHED: &str = ".tmp-";
+/// Where what is refused is put, for an operator to look at.
+const REFUSED: &str = "refused";
+const LONGEST_FILE: u64 = 20_000;
+const LONGEST_ID: usize = 4096;
+/// After that an unfinished file belongs to a writer that died.
+const ABANDONED: Duration = Duration::from_secs(60);
+/// Looked at again without an event: a directory may be replaced.
+const RESCAN: Duration = Duration::from_secs(30);
+
+/// "Mesos removed this executor."
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub framework_id: OsString,
+    pub executor_id: OsString,
+}
+
+impl Request {
+    /// Whether it is about the executor that a run was one of.
+    pub fn names(&self, run: &Identity) -> bool {
+        self.framework_id == run.framework_id && self.executor_id == run.executor_id
+    }
+}
+
+/// Why a file was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("it is not a regular file")]
+    NotAFile,
+    #[error("it is not owned by this daemon's user, or others may write to it")]
+    NotOurs,
+    #[error("it is larger than a request can be")]
+    TooLarge,
+    #[error("it is not a request of a version that is known")]
+    UnknownFormat,
+    #[error("it is cut short, or not what a request looks like")]
+    Malformed,
+}
+
+/// The directory, opened once: a link put in its place changes nothing.
+#[derive(Debug)]
+pub struct Inbox {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl Inbox {
+    /// Makes the directory if there is none, for root alone.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        let dir = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let stat = fstat(&dir)?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+            return Err(io::Error::other(
+                "it is not this daemon's own, or others may write to it (mode 0700 is right)",
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            dir,
+        })
+    }
+
+    /// Takes every request that lies there, oldest first. Each is given out once.
+    pub fn take(&self) -> io::Result<Vec<Request>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.dir)? {
+            let entry = entry?;
+            if let Ok(name) = entry.file_name().to_str() {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        let mut requests = Vec::new();
+        for name in names {
+            if name.starts_with(UNFINISHED) {
+                self.remove_abandoned(&name);
+            } else if name.ends_with(SUFFIX) && !name.starts_with('.') {
+                match self.read(&name) {
+                    Ok(Ok(request)) => {
+                        requests.push(request);
+                        self.remove(&name);
+                    }
+                    Ok(Err(refusal)) => self.put_aside(&name, refusal),
+                    // Taken by somebody else meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(requests)
+    }
+
+    fn read(&self, name: &str) -> io::Result<Result<Request, Refusal>> {
+        // NONBLOCK: a fifo must not hold anybody up.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => {
+                return Ok(Err(Refusal::NotAFile));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let stat = fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(Err(Refusal::NotAFile));
+        }
+        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
+            return Ok(Err(Refusal::NotOurs));
+        }
+        let mut bytes = Vec::new();
+        std::fs::File::from(file)
+            .take(LONGEST_FILE + 1)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LONGEST_FILE {
+            return Ok(Err(Refusal::TooLarge));
+        }
+        Ok(parse(&bytes))
+    }
+
+    fn remove(&self, name: &str) {
+        if let Err(error) = unlinkat(&self.dir, name, AtFlags::empty()) {
+            tracing::debug!(name, %error, "a request that was taken cannot be removed");
+        }
+    }
+
+    fn remove_abandoned(&self, name: &str) {
+        let age = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map(|stat| crate::process::unix_seconds() - stat.st_mtime as f64);
+        if age.is_ok_and(|age| age > ABANDONED.as_secs_f64()) {
+            self.remove(name);
+        }
+    }
+
+    fn put_aside(&self, name: &str, refusal: Refusal) {
+        tracing::warn!(
+            file = %self.path.join(name).display(),
+            aside = %self.path.join(REFUSED).display(),
+            "a request in the inbox is refused: {refusal}"
+        );
+        let _ = mkdirat(&self.dir, REFUSED, Mode::RWXU);
+        let aside = format!("{REFUSED}/{name}");
+        if renameat(&self.dir, name, &self.dir, aside.as_str()).is_err() {
+            self.remove(name);
+        }
+    }
+}
+
+/// Hands over every request until the receiver is gone.
+pub async fn follow_inbox(path: PathBuf, requests: mpsc::UnboundedSender<Request>) {
+    let mut complained = false;
+    while !requests.is_closed() {
+        match follow(&path, &requests).await {
+            Ok(()) => complained = false,
+            Err(error) if !complained => {
+                complained = true;
+                tracing::warn!(inbox = %path.display(), %error, "hook requests cannot be taken; trying on (the kernel's events do not need them)");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RESCAN) => {}
+            () = requests.closed() => {}
+        }
+    }
+}
+
+/// Until the directory has to be opened anew.
+async fn follow(path: &Path, requests: &mpsc::UnboundedSender<Request>) -> io::Result<()> {
+    let inbox = Inbox::open(path)?;
+    let inotify = Inotify::init()?;
+    // The very directory that is open, whatever its name leads to by now.
+    let own = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&inbox.dir.as_fd())
+    );
+    inotify.watches().add(
+        own,
+        WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::DELETE_SELF,
+    )?;
+    let mut events = inotify.into_event_stream(vec![0; 4096])?;
+    loop {
+        for request in inbox.take()? {
+            let _ = requests.send(request);
+        }
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => drop(event?),
+                None => return Ok(()),
+            },
+            // Nothing for a while: is it still the directory of that name?
+            () = tokio::time::sleep(RESCAN) => return Ok(()),
+            () = requests.closed() => return Ok(()),
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Refusal::Malformed)?;
+    let mut lines = text
+        .strip_suffix("end\n")
+        .ok_or(Refusal::Malformed)?
+        .lines();
+    match lines.next() {
+        Some(FORMAT) => {}
+        Some(other) if other.starts_with("compose-cleanup-request ") => {
+            return Err(Refusal::UnknownFormat);
+        }
+        _ => return Err(Refusal::Malformed),
+    }
+    let mut value = |name: &str| {
+        let line = lines.next()?;
+        line.strip_prefix(name)?.strip_prefix('=')
+    };
+    let request = Request {
+        framework_id: value("framework_id")
+            .and_then(unhex)
+            .ok_or(Refusal::Malformed)?,
+        executor_id: value("executor_id")
+            .and_then(unhex)
+            .ok_or(Refusal::Malformed)?,
+    };
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !value("time_ns").is_some_and(number)
+        || !value("agent_pid").is_some_and(number)
+        || value("mesos").is_none()
+    {
+        return Err(Refusal::Malformed);
+    }
+    if lines.next().is_some() {
+        return Err(Refusal::Malformed);
+    }
+    Ok(request)
+}
+
+fn unhex(text: &str) -> Option<OsString> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let bytes = text.as_bytes();
+    if bytes.is_empty() || !bytes.len().is_multiple_of(2) || bytes.len() > 2 * LONGEST_ID {
+        return None;
+    }
+    let decoded: Option<Vec<u8>> = bytes
+        .chunks(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?))
+        .collect();
+    decoded.map(OsString::from_vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn text(framework: &[u8], executor: &[u8]) -> String {
+        let hex = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        format!(
+            "{FORMAT}\nframework_id={}\nexecutor_id={}\ntime_ns=1\nagent_pid=2\nmesos=1.11.0\nend\n",
+            hex(framework),
+            hex(executor)
+        )
+    }
+
+    fn inbox() -> (tempfile::TempDir, Inbox) {
+        let dir = tempfile::tempdir().unwrap();
+        let inbox = Inbox::open(&dir.path().join("a/inbox")).unwrap();
+        (dir, inbox)
+    }
+
+    #[test]
+    fn takes_what_is_right_and_puts_the_rest_aside() {
+        let (_dir, inbox) = inbox();
+        let path = |name: &str| inbox.path.join(name);
+        fs::write(path("2-1-0.request"), text(b"F", b"second")).unwrap();
+        fs::write(path("1-1-0.request"), text(b"F", b"first\n\xff/")).unwrap();
+        fs::write(path("3-1-0.request"), &text(b"F", b"cut")[..60]).unwrap();
+        fs::write(
+            path("4-1-0.request"),
+            text(b"F", b"x").replace("request 1", "request 2"),
+        )
+        .unwrap();
+        fs::write(path("5-1-0.request"), vec![b'x'; 30_000]).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path("6-1-0.request")).unwrap();
+        fs::write(path("7-1-0.request"), text(b"F", b"others")).unwrap();
+        fs::set_permissions(path("7-1-0.request"), fs::Permissions::from_mode(0o666)).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path("8-1-0.request"),
+            FileType::Fifo,
+            Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        fs::write(path(".tmp-9"), "half").unwrap();
+        fs::write(path("notes.txt"), "mine").unwrap();
+
+        let taken = inbox.take().unwrap();
+        let ids: Vec<_> = taken
+            .iter()
+            .map(|request| request.executor_id.clone().into_vec())
+            .collect();
+        assert_eq!(ids, [b"first\n\xff/".to_vec(), b"second".to_vec()]);
+        assert_eq!(inbox.take().unwrap(), []);
+        assert_eq!(fs::read_dir(path(REFUSED)).unwrap().count(), 6);
+        assert!(path(".tmp-9").exists() && path("notes.txt").exists());
+        assert!(fs::read_to_string("/etc/passwd").unwrap().contains("root"));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_no_inbox() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Inbox::open(dir.path()).is_err());
+        let link = tempfile::tempdir().unwrap().path().join("link");
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(Inbox::open(&link).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_request_is_handed_over_when_it_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inbox");
+        let (sender, mut requests) = mpsc::unbounded_channel();
+        let follow = tokio::spawn(follow_inbox(path.clone(), sender));
+        while !path.exists() {
+            tokio::task::yield_now().await;
+        }
+        fs::write(path.join(".tmp-1"), text(b"F", b"E")).unwrap();
+        fs::rename(path.join(".tmp-1"), path.join("1-1-1.request")).unwrap();
+        let request = requests.recv().await.unwrap();
+        assert_eq!(
+            (request.framework_id, request.executor_id),
+            ("F".into(), "E".into())
+        );
+        drop(requests);
+        follow.await.unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn ids_of_any_bytes_arrive(
+            framework in proptest::collection::vec(any::<u8>(), 1..40),
+            executor in proptest::collection::vec(any::<u8>(), 1..40),
+        ) {
+            let request = parse(text(&framework, &executor).as_bytes()).unwrap();
+            prop_assert_eq!(request.framework_id.into_vec(), framework);
+            prop_assert_eq!(request.executor_id.into_vec(), executor);
+        }
+
+        #[test]
+        fn garbage_is_refused_not_believed(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_truncated_request_is_refused(at in 0usize..100) {
+            let whole = text(b"framework", b"executor");
+            let cut = at.min(whole.len() - 1);
+            prop_assert!(parse(&whole.as_bytes()[..cut]).is_err());
+        }
+    }
+}

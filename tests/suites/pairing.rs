@@ -1,0 +1,128 @@
+//! The hook module and the daemon on one host: whichever notices first, a pod is
+//! cleaned once.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cleanup_tests::hook;
+use cleanup_tests::host::Host;
+use cleanup_tests::mesos::agent::{AgentOptions, HookModule, Launcher};
+use cleanup_tests::scratch::Scratch;
+use cleanup_tests::wait;
+use cleanup_tests::watcher::Watcher;
+
+const MESOS: &str = "1.11.0";
+const SOON: Duration = Duration::from_secs(60);
+/// Mesos calls the hook when the framework has acknowledged the task's end: the
+/// case has to be open still.
+const PATIENT: &str = "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"3s\"";
+
+fn hooked(name: &str, launcher: Launcher) -> Result<Host> {
+    let scratch = Scratch::new(name)?;
+    let inbox = Watcher::inbox(&scratch);
+    fs::DirBuilder::new().mode(0o700).create(&inbox)?;
+    let isolation = match launcher {
+        Launcher::Linux => "cgroups/cpu,cgroups/mem,cgroups/pids",
+        Launcher::Posix => "posix/cpu,posix/mem",
+    };
+    let options = AgentOptions {
+        launcher,
+        isolation: isolation.to_owned(),
+        hook: Some(HookModule {
+            library: hook::shipped()?.to_owned(),
+            name: "org_apache_mesos_ComposePodCleanupHook".to_owned(),
+            parameters: vec![("inbox_dir".to_owned(), inbox.display().to_string())],
+        }),
+        ..AgentOptions::default()
+    };
+    Host::on(scratch, MESOS, options, &[])
+}
+
+fn requests(host: &Host) -> Result<usize> {
+    let entries = fs::read_dir(Watcher::inbox(&host.scratch))?;
+    let names = entries.map(|entry| Ok(entry?.file_name()));
+    let names: Vec<_> = names.collect::<Result<_>>()?;
+    Ok(names
+        .iter()
+        .filter(|name| name.to_string_lossy().ends_with(".request"))
+        .count())
+}
+
+#[test]
+fn both_notice_and_the_pod_is_cleaned_once() -> Result<()> {
+    let host = hooked("both", Launcher::Linux)?;
+    let watcher = host.watch(PATIENT)?;
+    let pod = host.run_pod("we b\"pod", 2, "")?;
+    let neighbour = host.run_pod("neighbour", 1, "")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["origin"], "kernel", "{case}");
+    assert_eq!(case["also"], "hook", "{case}");
+    host.ensure_clean(&pod, &case)?;
+    wait::until(SOON, "the inbox to be empty", || {
+        requests(&host).is_ok_and(|count| count == 0).then_some(())
+    })?;
+    assert_eq!(watcher.said("case")?.len(), 1);
+    ensure!(neighbour.executor.executor().alive());
+    assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
+    Ok(())
+}
+
+/// The daemon was down when the executor died: the request waits for it.
+#[test]
+fn the_hook_alone_notices() -> Result<()> {
+    let host = hooked("alone", Launcher::Posix)?;
+    let watcher = host.enforce()?;
+    let pod = host.run_pod("pod", 2, "")?;
+    let twin = host.run_pod("twin", 1, "")?;
+    watcher.kill9()?;
+    pod.executor.sigkill_executor()?;
+    host.framework.wait_terminal(&pod.task_id, SOON)?;
+    wait::until(SOON, "the hook's request", || {
+        requests(&host).is_ok_and(|count| count == 1).then_some(())
+    })?;
+    let watcher = host.enforce()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["origin"], "hook", "{case}");
+    host.ensure_clean(&pod, &case)?;
+    assert_eq!(requests(&host)?, 0);
+    assert_eq!(twin.executor.running_pod(&host.docker)?.len(), 1);
+    Ok(())
+}
+
+/// Who may write into the inbox can make the daemon look, and nothing else.
+#[test]
+fn a_request_for_a_living_executor_changes_nothing() -> Result<()> {
+    let host = hooked("living", Launcher::Linux)?;
+    let watcher = host.enforce()?;
+    let pod = host.run_pod("pod", 2, "")?;
+    let hex = |text: &str| {
+        text.bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
+    let request = format!(
+        "compose-cleanup-request 1\nframework_id={}\nexecutor_id={}\ntime_ns=1\nagent_pid=1\nmesos=1.11.0\nend\n",
+        hex(pod.executor.framework_id()),
+        hex("pod")
+    );
+    let inbox = Watcher::inbox(&host.scratch);
+    fs::write(inbox.join(".tmp-x"), request)?;
+    fs::rename(inbox.join(".tmp-x"), inbox.join("1-1-1.request"))?;
+    fs::write(inbox.join("2-1-1.request"), "garbage")?;
+    watcher.wait_message("the hook told of an executor")?;
+    // Longer than two surveys.
+    wait::holds(Duration::from_secs(5), "the pod runs", || {
+        pod.executor
+            .running_pod(&host.docker)
+            .is_ok_and(|running| running.len() == 2)
+    })?;
+    assert_eq!(watcher.said("case")?.len(), 0);
+    ensure!(
+        inbox.join("refused/2-1-1.request").exists(),
+        "garbage is put aside"
+    );
+    Ok(())
+}
