@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{Host, RunningPod};
-use cleanup_tests::mesos::agent::{AgentOptions, Launcher};
+use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::wait;
 use serde_json::Value;
@@ -158,12 +158,7 @@ fn agent_absent() -> Result<()> {
 /// that Docker made for it.
 #[test]
 fn posix_launcher_with_cgroup_parent() -> Result<()> {
-    let options = AgentOptions {
-        launcher: Launcher::Posix,
-        isolation: "posix/cpu,posix/mem".to_owned(),
-        ..AgentOptions::default()
-    };
-    let host = Host::start("posix", MESOS, options)?;
+    let host = Host::start("posix", MESOS, AgentOptions::posix())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     pod.executor.sigkill_executor()?;
@@ -217,13 +212,8 @@ fn helper_killed_while_the_executor_lives() -> Result<()> {
 /// Observe mode changes nothing, and says what it would have done.
 #[test]
 fn observe_changes_nothing() -> Result<()> {
-    let options = AgentOptions {
-        launcher: Launcher::Posix,
-        isolation: "posix/cpu,posix/mem".to_owned(),
-        ..AgentOptions::default()
-    };
     // The posix launcher's agent touches no cgroup: whatever changes is our doing.
-    let host = Host::start("observe", MESOS, options)?;
+    let host = Host::start("observe", MESOS, AgentOptions::posix())?;
     let watcher = host.watch("mode = \"observe\"")?;
     let pod = host.run_pod("pod", 2, "")?;
     let state = || -> Result<_> {
@@ -319,12 +309,7 @@ fn action_remove() -> Result<()> {
 /// An executor that died while the daemon did not run is found at the start.
 #[test]
 fn death_while_the_daemon_was_down() -> Result<()> {
-    let options = AgentOptions {
-        launcher: Launcher::Posix,
-        isolation: "posix/cpu,posix/mem".to_owned(),
-        ..AgentOptions::default()
-    };
-    let host = Host::start("down", MESOS, options)?;
+    let host = Host::start("down", MESOS, AgentOptions::posix())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     let neighbour = host.run_pod("neighbour", 1, "")?;

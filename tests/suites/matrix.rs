@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{ENFORCE, Host};
-use cleanup_tests::mesos::agent::{Agent, AgentOptions, Launcher, Registry};
+use cleanup_tests::mesos::agent::{Agent, AgentOptions, Registry};
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::mesos::{pod, runtime};
@@ -22,14 +22,6 @@ const MESOS: &str = "1.11.0";
 const SOON: Duration = Duration::from_secs(60);
 /// Longer than a case takes, and than the daemon's next look at everything.
 const A_WHILE: Duration = Duration::from_secs(3);
-
-fn posix() -> AgentOptions {
-    AgentOptions {
-        launcher: Launcher::Posix,
-        isolation: "posix/cpu,posix/mem".to_owned(),
-        ..AgentOptions::default()
-    }
-}
 
 /// A container that is nobody's pod by its cgroup: labels only.
 fn run_labelled(docker: &Dockerd, options: &[&str]) -> Result<String> {
@@ -259,7 +251,7 @@ fn up_in_flight_without_an_agent() -> Result<()> {
 /// The posix launcher, and a pod that only its compose files tie to its run.
 #[test]
 fn posix_launcher_without_cgroup_parent() -> Result<()> {
-    let host = Host::start("posixfiles", MESOS, posix())?;
+    let host = Host::start("posixfiles", MESOS, AgentOptions::posix())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--no-cgroup-parent --restart always")?;
     let neighbour = host.run_pod("neighbour", 1, "--no-cgroup-parent")?;

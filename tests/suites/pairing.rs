@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cleanup_tests::hook;
 use cleanup_tests::host::Host;
-use cleanup_tests::mesos::agent::{AgentOptions, HookModule, Launcher};
+use cleanup_tests::mesos::agent::{AgentOptions, HookModule};
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::Watcher;
@@ -19,23 +19,17 @@ const SOON: Duration = Duration::from_secs(60);
 /// case has to be open still.
 const PATIENT: &str = "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"3s\"";
 
-fn hooked(name: &str, launcher: Launcher) -> Result<Host> {
+fn hooked(name: &str, options: AgentOptions) -> Result<Host> {
     let scratch = Scratch::new(name)?;
     let inbox = Watcher::inbox(&scratch);
     fs::DirBuilder::new().mode(0o700).create(&inbox)?;
-    let isolation = match launcher {
-        Launcher::Linux => "cgroups/cpu,cgroups/mem,cgroups/pids",
-        Launcher::Posix => "posix/cpu,posix/mem",
-    };
     let options = AgentOptions {
-        launcher,
-        isolation: isolation.to_owned(),
         hook: Some(HookModule {
             library: hook::shipped()?.to_owned(),
             name: "org_apache_mesos_ComposePodCleanupHook".to_owned(),
             parameters: vec![("inbox_dir".to_owned(), inbox.display().to_string())],
         }),
-        ..AgentOptions::default()
+        ..options
     };
     Host::on(scratch, MESOS, options, &[])
 }
@@ -52,7 +46,7 @@ fn requests(host: &Host) -> Result<usize> {
 
 #[test]
 fn both_notice_and_the_pod_is_cleaned_once() -> Result<()> {
-    let host = hooked("both", Launcher::Linux)?;
+    let host = hooked("both", AgentOptions::default())?;
     let watcher = host.watch(PATIENT)?;
     let pod = host.run_pod("we b\"pod", 2, "")?;
     let neighbour = host.run_pod("neighbour", 1, "")?;
@@ -73,7 +67,7 @@ fn both_notice_and_the_pod_is_cleaned_once() -> Result<()> {
 /// The daemon was down when the executor died: the request waits for it.
 #[test]
 fn the_hook_alone_notices() -> Result<()> {
-    let host = hooked("alone", Launcher::Posix)?;
+    let host = hooked("alone", AgentOptions::posix())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     let twin = host.run_pod("twin", 1, "")?;
@@ -95,7 +89,7 @@ fn the_hook_alone_notices() -> Result<()> {
 /// Who may write into the inbox can make the daemon look, and nothing else.
 #[test]
 fn a_request_for_a_living_executor_changes_nothing() -> Result<()> {
-    let host = hooked("living", Launcher::Linux)?;
+    let host = hooked("living", AgentOptions::default())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     let hex = |text: &str| {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use cleanup_tests::cgroups::CgroupRoot;
 use cleanup_tests::docker::{Dockerd, IMAGE};
 use cleanup_tests::host::Host;
-use cleanup_tests::mesos::agent::{Agent, AgentOptions, Launcher, Registry};
+use cleanup_tests::mesos::agent::{Agent, AgentOptions, Registry};
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::mesos::runtime;
@@ -59,12 +59,7 @@ fn linux_launcher() -> Result<()> {
 /// With the posix launcher a pod outlives its executor.
 #[test]
 fn posix_launcher() -> Result<()> {
-    let options = AgentOptions {
-        launcher: Launcher::Posix,
-        isolation: "posix/cpu,posix/mem".to_owned(),
-        ..AgentOptions::default()
-    };
-    let host = Host::start("posix", MESOS, options)?;
+    let host = Host::start("posix", MESOS, AgentOptions::posix())?;
     let pod = host.run_pod(
         "pod-1",
         2,

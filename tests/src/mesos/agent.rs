@@ -74,6 +74,17 @@ pub struct AgentOptions {
     pub env: Vec<(String, String)>,
 }
 
+impl AgentOptions {
+    /// The posix launcher, which knows no cgroups.
+    pub fn posix() -> Self {
+        Self {
+            launcher: Launcher::Posix,
+            isolation: "posix/cpu,posix/mem".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for AgentOptions {
     fn default() -> Self {
         Self {
