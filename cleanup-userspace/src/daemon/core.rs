@@ -17,7 +17,7 @@ use crate::case::{CaseMessage, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
-use crate::mesos::{ContainerId, RuntimeChange, watch_runtime_dir};
+use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::probe::{Losses, Probe};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
@@ -36,6 +36,8 @@ pub enum Message {
         executor: Proc,
         seat: Option<Membership>,
     },
+    /// The sandbox of a run that was learnt without it.
+    Identified(Box<Identity>),
     Ended(ContainerId, Ended),
     /// Nothing of an orphaned run is left.
     Alone(ContainerId),
@@ -163,6 +165,11 @@ impl Core {
                 if let Some(run) = self.host.registry().get_mut(container) {
                     run.executor = Some(executor);
                     run.seat = seat.or(run.seat.take());
+                }
+            }
+            Message::Identified(identity) => {
+                if let Some(run) = self.host.registry().get_mut(identity.container) {
+                    run.identity = Some(*identity);
                 }
             }
             Message::Ended(container, ended) => {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::learn::{await_alone, learn_agent, learn_executor, learn_run, watch_process};
+use super::learn::{await_alone, identify, learn_agent, learn_executor, learn_run, watch_process};
 use super::surveyor::SECOND_LOOK;
 use crate::case::{Death, Origin};
 use crate::mesos::ContainerId;
@@ -56,6 +56,13 @@ impl Core {
                     Ended::Helper(helper),
                     self.sender.clone(),
                 ));
+                if run.identity.is_none() {
+                    tokio::spawn(identify(
+                        Arc::clone(&self.host),
+                        run.clone(),
+                        self.sender.clone(),
+                    ));
+                }
                 if run.executor.is_none() {
                     tokio::spawn(learn_executor(
                         Arc::clone(&self.host),

@@ -50,6 +50,15 @@ pub async fn learn_run(
     let _ = sender.send(Message::Learnt(Box::new(run)));
 }
 
+/// Looks for the sandbox of a run that was learnt on the event path, where there
+/// is no time to walk directories.
+pub async fn identify(host: Arc<Host>, run: Run, sender: UnboundedSender<Message>) {
+    let found = blocking(move || find_identity(host.dirs(run.agent), run.container));
+    if let Some(Some(identity)) = found.await {
+        let _ = sender.send(Message::Identified(Box::new(identity)));
+    }
+}
+
 /// Learns what a helper starts, now or minutes later. Ends when it is known, or
 /// the helper is gone.
 pub async fn learn_executor(host: Arc<Host>, run: Run, sender: UnboundedSender<Message>) {
