@@ -27,8 +27,8 @@ Signals:
 
 Exit status:
   0  stopped by a signal
-  1  cannot work on this host (the message says what is missing)
-  2  wrong usage or configuration file missing on the command line";
+  1  cannot work on this host, or with this configuration (the message says why)
+  2  wrong usage of the command line";
 
 /// Watch for dead executors and clean up after them, in the foreground.
 ///

@@ -8,10 +8,10 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use cleanup_common::{ExitEvent, UNIFIED_BIT};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{ExitRecord, ProbeError, TaskHierarchies, roots::Known};
+use crate::process::monotonic_ns;
 
 /// The reader of the ring buffer.
 pub(super) struct ExitStream {
@@ -152,9 +152,4 @@ fn name(event: &ExitEvent) -> Option<String> {
         .collect();
     let text = bytes.split(|byte| *byte == 0).next()?;
     String::from_utf8(text.to_vec()).ok()
-}
-
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
