@@ -113,8 +113,16 @@ impl Framework {
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
         let what = format!("an offer for {}", spec.executor_id);
-        let offer = wait::until(OFFER, what, || self.shared.lock().take_offer(spec))
-            .with_context(|| format!("last error: {:?}", self.shared.lock().error))?;
+        let offer = wait::until(OFFER, what, || {
+            let offer = self.shared.lock().take_offer(spec);
+            if offer.is_none() {
+                // What ended executors gave back comes in pieces, each too small:
+                // the allocator puts together what is declined.
+                let _ = self.decline(0.0);
+            }
+            offer
+        })
+        .with_context(|| format!("last error: {:?}", self.shared.lock().error))?;
         let framework_id = self.id().context("a framework with offers has an id")?;
         let task = spec.task(&framework_id, &task_id, &offer["agent_id"]);
         self.shared.call(json!({
@@ -131,11 +139,18 @@ impl Framework {
     /// Gives back the offers it holds, for long enough that another framework gets
     /// them.
     pub fn release_offers(&self) -> Result<()> {
+        self.decline(600.0)
+    }
+
+    fn decline(&self, refuse_seconds: f64) -> Result<()> {
         let offers = std::mem::take(&mut self.shared.lock().offers);
+        if offers.is_empty() {
+            return Ok(());
+        }
         let ids: Vec<_> = offers.iter().map(|offer| &offer["id"]).collect();
         self.shared.call(json!({
             "type": "DECLINE",
-            "decline": { "offer_ids": ids, "filters": { "refuse_seconds": 600.0 } },
+            "decline": { "offer_ids": ids, "filters": { "refuse_seconds": refuse_seconds } },
         }))
     }
 
