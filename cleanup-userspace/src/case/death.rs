@@ -15,7 +15,23 @@ pub enum Origin {
     Scan,
 }
 
+/// How sure a death is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The kernel said so of exactly this process.
+    Kernel,
+    /// Concluded from what is there and what is not (architecture rule 3).
+    Inferred,
+}
+
 impl Origin {
+    pub fn proof(self) -> Proof {
+        match self {
+            Self::Kernel | Self::Pidfd => Proof::Kernel,
+            Self::Hook | Self::Scan => Proof::Inferred,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::config::Teardown;
+use super::death::Proof;
+use crate::config::{Config, DockerFallback, Teardown};
 use crate::mesos::AgentState;
 
 /// What the configuration allows.
@@ -12,6 +13,24 @@ pub struct Policy {
     pub teardown: Teardown,
     pub settle: Duration,
     pub agent_deadline: Duration,
+    /// How long Docker may be silent before the pod is ended through its
+    /// cgroups; `None`: never.
+    pub fallback_after: Option<Duration>,
+}
+
+impl From<&Config> for Policy {
+    fn from(config: &Config) -> Self {
+        Self {
+            teardown: config.teardown,
+            settle: config.settle,
+            agent_deadline: config.agent_deadline,
+            // A stop may rightly take the grace period.
+            fallback_after: match config.docker_fallback {
+                DockerFallback::None => None,
+                DockerFallback::CgroupKill => Some(config.grace + config.docker_deadline),
+            },
+        }
+    }
 }
 
 /// Whether the agent still owns the dead run's container.
@@ -38,13 +57,25 @@ pub enum Directory {
 /// Everything known of a case now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
+    pub proof: Proof,
+    /// Whether the operator wants this run to be left alone; `None` while its
+    /// executor is not known.
+    pub excluded: Option<bool>,
+    /// Deaths without the kernel's proof are held back now.
+    pub held: bool,
     /// Containers of the pod that run and were not asked to stop yet (or whose
     /// last request failed and is due again).
     pub to_stop: usize,
+    /// Containers of the pod that run and are to be kept.
+    pub kept: usize,
     /// Requests to Docker that are not answered yet.
     pub in_flight: usize,
     /// How long until a failed request is due again, if one is.
     pub retry_in: Option<Duration>,
+    /// How long Docker has owed an answer; `None` if it owes none.
+    pub docker_silent_for: Option<Duration>,
+    /// Processes of the pod beneath the run's cgroup, without those that are kept.
+    pub pod_processes: usize,
     /// Since when nothing of the run was seen to run, processes and containers;
     /// `None` while something does.
     pub quiet_for: Option<Duration>,
@@ -83,6 +114,8 @@ pub enum Step {
     Stop,
     /// Ask Docker what runs, and join it to the run.
     Sweep,
+    /// End the pod's processes through their cgroups, since Docker does not.
+    KillPod,
     /// End the run's own processes.
     EndStragglers,
     /// Remove directories of these kinds.
@@ -97,6 +130,10 @@ pub enum Step {
 /// may last until the agent comes back or goes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
+    /// Who the executor was is looked up, to know whether it is excluded.
+    Identity,
+    /// The operator's release.
+    Release,
     /// Docker's answer to a request, or the time to repeat one.
     Docker,
     /// The agent ends the run's processes.
@@ -109,6 +146,60 @@ pub enum Waiting {
     AgentStuck,
     /// A directory that may be removed is not empty.
     Busy,
+    /// A container that is to be kept still runs.
+    Kept,
+}
+
+impl Step {
+    /// Every step there is. For [`name`](Self::name)s, for tests that walk all.
+    pub const ALL: [Self; 18] = [
+        Self::Stop,
+        Self::Sweep,
+        Self::KillPod,
+        Self::EndStragglers,
+        Self::Remove { agents: false },
+        Self::Remove { agents: true },
+        Self::Wait(Waiting::Identity),
+        Self::Wait(Waiting::Release),
+        Self::Wait(Waiting::Docker),
+        Self::Wait(Waiting::AgentKills),
+        Self::Wait(Waiting::Settle),
+        Self::Wait(Waiting::AgentDestroys),
+        Self::Wait(Waiting::AgentStuck),
+        Self::Wait(Waiting::Busy),
+        Self::Wait(Waiting::Kept),
+        Self::Close(Outcome::Clean),
+        Self::Close(Outcome::Excluded),
+        Self::Close(Outcome::Dismissed),
+    ];
+
+    /// As the journal and people know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Sweep => "sweep",
+            Self::KillPod => "kill_pod",
+            Self::EndStragglers => "end_stragglers",
+            Self::Remove { agents: false } => "remove_docker_cgroups",
+            Self::Remove { agents: true } => "remove_cgroups",
+            Self::Wait(waiting) => match waiting {
+                Waiting::Identity => "wait_identity",
+                Waiting::Release => "wait_release",
+                Waiting::Docker => "wait_docker",
+                Waiting::AgentKills => "wait_agent_kills",
+                Waiting::Settle => "wait_settle",
+                Waiting::AgentDestroys => "wait_agent_destroys",
+                Waiting::AgentStuck => "wait_agent_stuck",
+                Waiting::Busy => "wait_busy",
+                Waiting::Kept => "wait_kept",
+            },
+            Self::Close(outcome) => match outcome {
+                Outcome::Clean => "close_clean",
+                Outcome::Excluded => "close_excluded",
+                Outcome::Dismissed => "close_dismissed",
+            },
+        }
+    }
 }
 
 /// How a case ended.
@@ -117,13 +208,38 @@ pub enum Waiting {
 pub enum Outcome {
     /// The host was seen clean.
     Clean,
+    /// The operator's rules leave this run alone.
+    Excluded,
+    /// The death was only inferred, and something of the run lives.
+    Dismissed,
 }
 
 /// The next step. Never one that touches what a living agent owns, unless the
 /// policy says `immediate`.
 pub fn decide(facts: &Facts, policy: &Policy) -> Step {
+    match facts.excluded {
+        Some(true) => return Step::Close(Outcome::Excluded),
+        None => return Step::Wait(Waiting::Identity),
+        Some(false) => {}
+    }
+    if facts.proof == Proof::Inferred && facts.own_processes > 0 {
+        return Step::Close(Outcome::Dismissed);
+    }
     if facts.to_stop > 0 {
-        return Step::Stop;
+        return if facts.held {
+            Step::Wait(Waiting::Release)
+        } else {
+            Step::Stop
+        };
+    }
+    if let (Some(limit), Some(silent)) = (policy.fallback_after, facts.docker_silent_for) {
+        if silent >= limit && facts.pod_processes > 0 {
+            return Step::KillPod;
+        }
+        // One container may hang while Docker is well: ask it something else.
+        if silent >= limit / 2 && facts.in_flight > 0 && facts.retry_in.is_none() {
+            return Step::Sweep;
+        }
     }
     // The second wave does not wait for the first one's answers.
     if facts.swept == Swept::Never && facts.retry_in.is_none() {
@@ -150,6 +266,9 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
     };
     if facts.swept == Swept::Early {
         return Step::Sweep;
+    }
+    if facts.kept > 0 {
+        return Step::Wait(Waiting::Kept);
     }
 
     let removable =
@@ -183,334 +302,4 @@ fn stuck_or(facts: &Facts, policy: &Policy, waiting: Waiting) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn policy(teardown: Teardown) -> Policy {
-        Policy {
-            teardown,
-            settle: Duration::from_secs(1),
-            agent_deadline: Duration::from_secs(60),
-        }
-    }
-
-    /// A pod that is stopped, under a living agent that is at work.
-    fn quiet() -> Facts {
-        Facts {
-            to_stop: 0,
-            in_flight: 0,
-            retry_in: None,
-            quiet_for: Some(Duration::from_millis(10)),
-            swept: Swept::Quiet,
-            own_processes: 0,
-            agent: AgentState::Alive,
-            ownership: Ownership::Owned,
-            directories: vec![Directory::Agents],
-            busy: false,
-            age: Duration::from_secs(1),
-        }
-    }
-
-    #[test]
-    fn the_usual_way() {
-        let policy = policy(Teardown::Cooperative);
-        let long = Some(Duration::from_secs(2));
-        for (what, facts, step) in [
-            (
-                "first wave",
-                Facts {
-                    to_stop: 3,
-                    swept: Swept::Never,
-                    ..quiet()
-                },
-                Step::Stop,
-            ),
-            (
-                "second wave meanwhile",
-                Facts {
-                    in_flight: 3,
-                    quiet_for: None,
-                    swept: Swept::Never,
-                    ..quiet()
-                },
-                Step::Sweep,
-            ),
-            (
-                "creators live",
-                Facts {
-                    own_processes: 2,
-                    swept: Swept::Early,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::AgentKills),
-            ),
-            (
-                "creators of a dead agent",
-                Facts {
-                    own_processes: 2,
-                    agent: AgentState::Absent,
-                    ..quiet()
-                },
-                Step::EndStragglers,
-            ),
-            (
-                "stops run",
-                Facts {
-                    in_flight: 1,
-                    quiet_for: None,
-                    swept: Swept::Early,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Docker),
-            ),
-            (
-                "look again when the creators are gone",
-                Facts {
-                    swept: Swept::Early,
-                    ..quiet()
-                },
-                Step::Sweep,
-            ),
-            (
-                "Docker's own directories at once",
-                Facts {
-                    directories: vec![Directory::Dockers, Directory::Agents],
-                    ..quiet()
-                },
-                Step::Remove { agents: false },
-            ),
-            (
-                "the agent's are the agent's",
-                quiet(),
-                Step::Wait(Waiting::Settle),
-            ),
-            (
-                "settled, look once more",
-                Facts {
-                    quiet_for: long,
-                    ..quiet()
-                },
-                Step::Sweep,
-            ),
-            (
-                "agent at work",
-                Facts {
-                    quiet_for: long,
-                    swept: Swept::Settled,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::AgentDestroys),
-            ),
-            (
-                "agent stuck",
-                Facts {
-                    quiet_for: long,
-                    swept: Swept::Settled,
-                    age: Duration::from_secs(61),
-                    ..quiet()
-                },
-                Step::Wait(Waiting::AgentStuck),
-            ),
-            (
-                "agent done",
-                Facts {
-                    ownership: Ownership::Done,
-                    ..quiet()
-                },
-                Step::Remove { agents: true },
-            ),
-            (
-                "agent dead",
-                Facts {
-                    agent: AgentState::Absent,
-                    ..quiet()
-                },
-                Step::Remove { agents: true },
-            ),
-            (
-                "never owned",
-                Facts {
-                    ownership: Ownership::Unknown,
-                    quiet_for: long,
-                    swept: Swept::Settled,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::AgentDestroys),
-            ),
-            (
-                "busy, settle meanwhile",
-                Facts {
-                    directories: vec![Directory::Dockers],
-                    busy: true,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Settle),
-            ),
-            (
-                "busy, settled",
-                Facts {
-                    directories: vec![Directory::Dockers],
-                    busy: true,
-                    quiet_for: long,
-                    swept: Swept::Settled,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Busy),
-            ),
-            (
-                "done, but processes are left",
-                Facts {
-                    own_processes: 1,
-                    ownership: Ownership::Done,
-                    ..quiet()
-                },
-                Step::EndStragglers,
-            ),
-            (
-                "recovering",
-                Facts {
-                    agent: AgentState::Recovering,
-                    ownership: Ownership::Done,
-                    directories: vec![Directory::Dockers],
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Settle),
-            ),
-            (
-                "clean",
-                Facts {
-                    directories: vec![],
-                    quiet_for: long,
-                    swept: Swept::Settled,
-                    ..quiet()
-                },
-                Step::Close(Outcome::Clean),
-            ),
-            (
-                "clean, not settled",
-                Facts {
-                    directories: vec![],
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Settle),
-            ),
-            (
-                "Docker away",
-                Facts {
-                    retry_in: Some(Duration::from_secs(1)),
-                    quiet_for: None,
-                    swept: Swept::Never,
-                    ..quiet()
-                },
-                Step::Wait(Waiting::Docker),
-            ),
-        ] {
-            assert_eq!(decide(&facts, &policy), step, "{what}");
-        }
-    }
-
-    #[test]
-    fn immediate_does_not_wait_for_the_agent() {
-        let policy = policy(Teardown::Immediate);
-        assert_eq!(decide(&quiet(), &policy), Step::Remove { agents: true });
-        assert_eq!(
-            decide(
-                &Facts {
-                    own_processes: 1,
-                    ..quiet()
-                },
-                &policy
-            ),
-            Step::EndStragglers
-        );
-    }
-
-    fn any_facts() -> impl Strategy<Value = Facts> {
-        let requests = (
-            0..3usize,
-            0..3usize,
-            proptest::option::of((0..5u64).prop_map(Duration::from_secs)),
-            proptest::option::of((0..5000u64).prop_map(Duration::from_millis)),
-            prop::sample::select(vec![
-                Swept::Never,
-                Swept::Early,
-                Swept::Quiet,
-                Swept::Settled,
-            ]),
-        );
-        let host = (
-            0..3usize,
-            prop::sample::select(vec![
-                AgentState::Alive,
-                AgentState::Recovering,
-                AgentState::Absent,
-            ]),
-            prop::sample::select(vec![Ownership::Owned, Ownership::Done, Ownership::Unknown]),
-            proptest::collection::vec(
-                prop::sample::select(vec![Directory::Dockers, Directory::Agents]),
-                0..4,
-            ),
-            any::<bool>(),
-            (0..120u64).prop_map(Duration::from_secs),
-        );
-        (requests, host).prop_map(
-            |(
-                (to_stop, in_flight, retry_in, quiet_for, swept),
-                (own_processes, agent, ownership, directories, busy, age),
-            )| Facts {
-                to_stop,
-                in_flight,
-                retry_in,
-                quiet_for,
-                swept,
-                own_processes,
-                agent,
-                ownership,
-                directories,
-                busy,
-                age,
-            },
-        )
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4096))]
-
-        #[test]
-        fn a_living_agents_things_are_left_alone(facts in any_facts()) {
-            let step = decide(&facts, &policy(Teardown::Cooperative));
-            if facts.agent != AgentState::Absent && facts.ownership != Ownership::Done {
-                let touches = matches!(step, Step::Remove { agents: true } | Step::EndStragglers);
-                prop_assert!(!touches, "{:?}", facts);
-            }
-            if facts.agent == AgentState::Recovering {
-                let removes = matches!(step, Step::Remove { .. } | Step::EndStragglers);
-                prop_assert!(!removes, "{:?}", facts);
-            }
-        }
-
-        #[test]
-        fn a_case_closes_only_when_clean(facts in any_facts()) {
-            if let Step::Close(_) = decide(&facts, &policy(Teardown::Cooperative)) {
-                prop_assert_eq!(facts.to_stop + facts.in_flight + facts.own_processes, 0);
-                prop_assert!(facts.directories.is_empty() && facts.swept == Swept::Settled);
-                prop_assert!(facts.quiet_for.is_some());
-            }
-        }
-
-        /// What is busy does not keep Docker from being asked once more.
-        #[test]
-        fn a_busy_directory_does_not_stop_the_rest(facts in any_facts()) {
-            let removes = matches!(decide(&facts, &policy(Teardown::Immediate)), Step::Remove { .. });
-            prop_assert!(!(facts.busy && removes));
-        }
-
-        #[test]
-        fn nothing_is_removed_while_something_runs(facts in any_facts()) {
-            if let Step::Remove { .. } = decide(&facts, &policy(Teardown::Immediate)) {
-                prop_assert_eq!(facts.to_stop + facts.in_flight + facts.own_processes, 0);
-            }
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::brake::Brake;
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::Config;
 use crate::docker::{Docker, Index};
@@ -33,6 +34,7 @@ pub struct Host {
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
+    pub(super) brake: Brake,
     pub(super) removals: Arc<Semaphore>,
     pub(super) stops: Semaphore,
 }
@@ -103,6 +105,7 @@ impl Host {
         agents: Vec<AgentDirs>,
     ) -> Self {
         Self {
+            brake: Brake::new(config.max_inferred_stops, &config.run_dir),
             config,
             hierarchies,
             launcher,

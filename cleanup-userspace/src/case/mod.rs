@@ -4,16 +4,25 @@
 //! step, and looks again. Steps are idempotent: whatever is already so is a
 //! success, and a case that is interrupted begins again by looking.
 
+mod brake;
+mod complaints;
+mod crash;
 mod death;
 mod decide;
 mod effects;
+mod ground;
 mod host;
 mod pod;
 mod reaper;
 mod record;
+mod state;
 
-pub use death::{Death, Origin};
+pub use brake::{HeldBy, WINDOW, Word, WordFile};
+pub use death::{Death, Origin, Proof};
 pub use decide::{Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide};
+pub use effects::Look;
+pub use ground::Ground;
 pub use host::{Agent, Host};
-pub use reaper::{CaseMessage, Reaper, key_of};
+pub use pod::{Answer, Found, key_of};
+pub use reaper::{CaseMessage, Reaper};
 pub use record::{CaseResult, Contained, Ending, Progress, Record, printable};

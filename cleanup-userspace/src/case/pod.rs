@@ -1,13 +1,17 @@
 //! Finding a dead run's pod, and ending its containers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Death;
 use super::host::Host;
 use super::record::Ending;
-use super::{Death, reaper::key_of};
 use crate::cgroup::RunCgroup;
 use crate::config::Action;
-use crate::docker::{DockerError, JoinKey, LabelEvidence, Listed, Stopped, label_key, list_all};
+use crate::docker::{
+    ContainerInfo, DockerError, JoinKey, LabelEvidence, Listed, RunScope, Stopped, exact_key,
+    label_key, list_all,
+};
 use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Run;
 
@@ -21,18 +25,61 @@ pub struct Answer {
     pub outcome: Result<Option<Ending>, DockerError>,
 }
 
+/// A container of the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub id: String,
+    /// What makes it the run's.
+    pub key: JoinKey,
+    /// The operator wants it to be kept.
+    pub keep: bool,
+}
+
+impl Found {
+    pub fn of(info: &ContainerInfo, key: JoinKey) -> Self {
+        Self {
+            id: info.id.clone(),
+            key,
+            keep: info.is_kept(),
+        }
+    }
+}
+
+/// The run-exact key that makes a container part of a dead run.
+pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
+    let sandboxes = run
+        .identity
+        .as_ref()
+        .map(|identity| [&identity.sandbox, &identity.resolved]);
+    exact_key(
+        info,
+        &RunScope {
+            container: run.container,
+            cgroups_root: &host.dirs(run.agent).cgroups_root,
+            all_roots: host.roots(),
+            sandboxes: sandboxes
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect(),
+        },
+    )
+}
+
 /// What can be known of the pod without a question: the names of the
 /// directories beneath the run's cgroup, and the index.
-pub fn first_wave(host: &Host, run: &Run) -> Vec<(String, JoinKey)> {
-    let mut found: Vec<(String, JoinKey)> = beneath(host, run)
-        .into_iter()
-        .map(|id| (id, JoinKey::Cgroup))
+pub fn first_wave(host: &Host, run: &Run) -> Vec<Found> {
+    // What Docker has not told of yet waits for the second wave, which asks.
+    let mut found: Vec<Found> = beneath(host, run)
+        .iter()
+        .filter_map(|id| host.index.get(id))
+        .map(|info| Found::of(&info, JoinKey::Cgroup))
         .collect();
     for info in host.index.running() {
         if let Some(key) = key_of(host, run, &info)
-            && !found.iter().any(|(id, _)| *id == info.id)
+            && !found.iter().any(|found| found.id == info.id)
         {
-            found.push((info.id.clone(), key));
+            found.push(Found::of(&info, key));
         }
     }
     found
@@ -56,22 +103,25 @@ pub async fn discover_pod(
     host: &Host,
     run: &Run,
     death: &Death,
-) -> Result<Vec<(String, JoinKey)>, DockerError> {
+) -> Result<Vec<Found>, DockerError> {
     let running = list_all(&host.docker, &host.index).await?;
     let evidence = label_evidence(host, run, death);
     let beneath = beneath(host, run);
-    let join = |listed: &Listed| {
-        if beneath.contains(&listed.id) {
-            return Some(JoinKey::Cgroup);
+    let join = |listed: Listed| {
+        let Listed { id, info } = listed;
+        if beneath.contains(&id) {
+            return Some(Found {
+                keep: info.is_some_and(|info| info.is_kept()),
+                id,
+                key: JoinKey::Cgroup,
+            });
         }
-        let info = listed.info.as_ref()?;
-        key_of(host, run, info).or_else(|| label_key(info, host.roots(), evidence.as_ref()?))
+        let info = info?;
+        let key = key_of(host, run, &info)
+            .or_else(|| label_key(&info, host.roots(), evidence.as_ref()?))?;
+        Some(Found::of(&info, key))
     };
-    Ok(running
-        .into_iter()
-        .filter_map(|listed| Some((join(&listed)?, listed.id)))
-        .map(|(key, id)| (id, key))
-        .collect())
+    Ok(running.into_iter().filter_map(join).collect())
 }
 
 /// `None`: something that a join by label must know is not known.

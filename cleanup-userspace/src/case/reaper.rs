@@ -1,36 +1,30 @@
 //! Carries a case out: looks, decides, does one step, looks again.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::decide::{Facts, Ownership, Policy, Step, Swept, Waiting, decide};
-use super::effects::{self, Look, WORK_DEADLINE};
-use super::host::Host;
-use super::pod::{Answer, ask_to_end, discover_pod, first_wave};
-use super::record::{CaseResult, Contained, Progress, Record};
-use super::{Death, Outcome};
+use super::complaints::Complaints;
+use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
+use super::effects::{Look, WORK_DEADLINE};
+use super::ground::Ground;
+use super::pod::{Answer, Found};
+use super::record::{CaseResult, Record, key_name};
+use super::state::{CaseState, Given, nanos};
+use super::{Death, crash};
 use crate::config::Mode;
-use crate::docker::{ContainerInfo, JoinKey, RunScope, exact_key};
+use crate::docker::ContainerInfo;
 use crate::inbox::Request;
-use crate::mesos::AgentState;
-use crate::process::monotonic_ns;
 use crate::registry::Run;
 
 /// Polling begins at this pace and slows down while nothing changes.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// The pace of a case whose agent is stuck: only its end or return helps.
-const STUCK_PAUSE: Duration = Duration::from_secs(5);
-/// How long a problem is not mentioned again.
-const REMIND_AFTER: Duration = Duration::from_secs(600);
-/// Repeating a refused request: doubling from the first to the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The pace of what only somebody else can end: an agent, an operator, a
+/// container that is to be kept.
+const SLOW_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a running case is told.
 #[derive(Debug)]
@@ -41,7 +35,8 @@ pub enum CaseMessage {
     Active(Arc<ContainerInfo>),
     /// The hook named an executor: maybe this one.
     Requested(Request),
-    /// Something changed: look again now.
+    /// Docker, the agent or an operator may have changed something: look again
+    /// now, and repeat what failed.
     Nudge,
     /// The daemon stops: finish what was asked of Docker, begin nothing.
     HandOver,
@@ -49,52 +44,40 @@ pub enum CaseMessage {
 
 /// One case at work.
 #[derive(Debug)]
-pub struct Reaper {
-    host: Arc<Host>,
-    record: Record,
+pub struct Reaper<G> {
+    ground: G,
+    state: CaseState,
     sender: mpsc::UnboundedSender<CaseMessage>,
     inbox: mpsc::UnboundedReceiver<CaseMessage>,
-    quiet_since: Option<u64>,
-    /// When the last sweep that succeeded began.
-    swept_at: Option<u64>,
-    sweep_due: Option<u64>,
-    sweep_failures: u32,
-    seen_owned: bool,
     handing_over: bool,
     /// Removal work that outlived its deadline.
     removal: Option<JoinHandle<anyhow::Result<usize>>>,
-    /// Until when nothing is removed, since something was busy.
-    busy_until: Option<u64>,
-    complaints: HashMap<&'static str, Instant>,
+    complaints: Complaints,
+    pause: Duration,
 }
 
-impl Reaper {
+impl<G: Ground> Reaper<G> {
     /// Opens the case and sends the first wave of stop requests before it
     /// returns: no question to Docker, no disk, no lock that another case holds.
-    pub fn open(
-        host: Arc<Host>,
-        run: Run,
-        death: Death,
-    ) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
+    pub fn open(ground: G, run: Run, death: Death) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
         let (sender, inbox) = mpsc::unbounded_channel();
-        let found = first_wave(&host, &run);
+        let found = ground.first_wave(&run);
+        let now = ground.now_ns();
         let mut reaper = Self {
-            seen_owned: run.owned,
-            record: Record::new(run, death),
-            host,
+            complaints: Complaints::new(run.container),
+            state: CaseState::new(run, death, now),
+            ground,
             sender: sender.clone(),
             inbox,
-            quiet_since: None,
-            swept_at: None,
-            sweep_due: None,
-            sweep_failures: 0,
             handing_over: false,
             removal: None,
-            busy_until: None,
-            complaints: HashMap::new(),
+            pause: FIRST_PAUSE,
         };
-        reaper.join(found);
-        if reaper.host.config.mode == Mode::Enforce {
+        reaper.state.join(found);
+        let may_begin = reaper.ground.mode() == Mode::Enforce
+            && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false)
+            && !reaper.is_held();
+        if may_begin {
             reaper.stop();
         }
         (reaper, sender)
@@ -102,15 +85,10 @@ impl Reaper {
 
     /// Works until the host was seen clean, or there is no more to be done.
     pub async fn run(mut self) -> Record {
-        if self.host.config.mode == Mode::Observe {
+        if self.ground.mode() == Mode::Observe {
             return self.observe().await;
         }
-        let policy = Policy {
-            teardown: self.host.config.teardown,
-            settle: self.host.config.settle,
-            agent_deadline: self.host.config.agent_deadline,
-        };
-        let mut pause = FIRST_PAUSE;
+        let policy = self.ground.policy();
         loop {
             self.take_messages();
             if self.handing_over {
@@ -119,64 +97,33 @@ impl Reaper {
             let look = match self.look().await {
                 Ok(look) => look,
                 Err(error) => {
-                    self.complain("look", &error);
+                    self.complaints
+                        .in_the_way("look", &error, self.ground.now_ns());
                     self.wait(LONGEST_PAUSE).await;
                     continue;
                 }
             };
-            let facts = self.facts(&look);
+            let facts = self.facts(&look, &policy);
             let step = decide(&facts, &policy);
-            tracing::trace!(container = %self.record.run.container, ?facts, ?step, "step");
+            tracing::trace!(container = %self.state.record.run.container, ?facts, ?step, "step");
+            crash::point(step, crash::Moment::Before);
             match step {
                 Step::Stop => self.stop(),
                 Step::Sweep => self.sweep().await,
-                Step::EndStragglers => {
-                    self.end_stragglers(look.agent).await;
-                    self.wait(FIRST_PAUSE).await;
-                }
-                Step::Remove { agents } => {
-                    if self.remove(agents).await {
-                        pause = FIRST_PAUSE;
-                    } else {
-                        pause = slower(pause);
-                        self.busy_until = Some(monotonic_ns() + nanos(pause));
-                    }
-                }
+                Step::KillPod => self.kill_pod().await,
+                Step::EndStragglers => self.end_stragglers(&look).await,
+                Step::Remove { agents } => self.remove(agents).await,
                 Step::Wait(waiting) => {
-                    let wait = match waiting {
-                        Waiting::Settle => {
-                            let settled = policy
-                                .settle
-                                .saturating_sub(facts.quiet_for.unwrap_or_default());
-                            // What is busy is tried again meanwhile.
-                            if facts.busy {
-                                settled.min(pause)
-                            } else {
-                                settled
-                            }
-                        }
-                        // An answer comes as a message.
-                        Waiting::Docker => facts.retry_in.unwrap_or(STUCK_PAUSE).min(STUCK_PAUSE),
-                        Waiting::AgentStuck => {
-                            self.complain_of_the_agent(&facts);
-                            STUCK_PAUSE
-                        }
-                        Waiting::Busy => {
-                            self.complain_of_busy_cgroups(&facts);
-                            pause
-                        }
-                        Waiting::AgentKills | Waiting::AgentDestroys => {
-                            pause = slower(pause);
-                            pause
-                        }
-                    };
+                    let wait = self.pace(waiting, &facts, &policy);
                     self.wait(wait.max(FIRST_PAUSE)).await;
                 }
-                Step::Close(Outcome::Clean) => {
-                    self.record.result = CaseResult::Clean;
-                    return self.record;
+                Step::Close(outcome) => {
+                    self.state.record.result = outcome.into();
+                    crash::point(step, crash::Moment::After);
+                    return self.state.record;
                 }
             }
+            crash::point(step, crash::Moment::After);
         }
     }
 
@@ -186,12 +133,17 @@ impl Reaper {
         let directories = match self.look().await {
             Ok(look) => look.hierarchies,
             Err(error) => {
-                self.complain("look", &error);
+                self.complaints
+                    .in_the_way("look", &error, self.ground.now_ns());
                 Vec::new()
             }
         };
-        let containers: Vec<String> = self
-            .record
+        let record = &mut self.state.record;
+        if self.ground.is_excluded(&record.run) == Some(true) {
+            record.result = CaseResult::Excluded;
+            return self.state.record;
+        }
+        let containers: Vec<String> = record
             .containers
             .iter()
             .map(|(id, container)| {
@@ -199,128 +151,68 @@ impl Reaper {
             })
             .collect();
         tracing::info!(
-            container = %self.record.run.container,
-            action = ?self.host.config.action,
+            container = %record.run.container,
             containers = %containers.join(", "),
-            cgroup = %self.host.run_path(&self.record.run).display(),
+            cgroup = %self.ground.cgroup_path(&record.run).display(),
             hierarchies = %directories.join(" "),
             "plan: would end these containers and remove this cgroup in these hierarchies (mode is observe)"
         );
-        self.record.result = CaseResult::Observed;
-        self.record
+        record.result = CaseResult::Observed;
+        self.state.record
     }
 
     /// Waits for the answers that are under way, at most for as long as the
     /// daemon lets it live.
     async fn hand_over(mut self) -> Record {
-        while self
-            .record
-            .containers
-            .values()
-            .any(|container| container.progress == Progress::Asked)
-        {
+        while self.state.is_asked() {
             match self.inbox.recv().await {
                 Some(message) => self.take(message),
                 None => break,
             }
         }
-        self.record.result = CaseResult::HandedOver;
-        self.record
-    }
-
-    fn facts(&mut self, look: &Look) -> Facts {
-        let now = monotonic_ns();
-        let (mut to_stop, mut in_flight, mut due) = (0, 0, self.sweep_due);
-        for container in self.record.containers.values() {
-            match container.progress {
-                Progress::Found => to_stop += 1,
-                Progress::Failed { due_ns } if due_ns <= now => to_stop += 1,
-                Progress::Failed { due_ns } => {
-                    due = Some(due.map_or(due_ns, |due| due.min(due_ns)));
-                }
-                Progress::Asked => in_flight += 1,
-                Progress::Ended(_) => {}
-            }
-        }
-        let running = self
-            .record
-            .containers
-            .values()
-            .any(|c| !matches!(c.progress, Progress::Ended(_)));
-        if running || !look.own_processes.is_empty() {
-            self.quiet_since = None;
-        } else {
-            self.quiet_since.get_or_insert(now);
-            self.record.stopped_ns = self
-                .record
-                .containers
-                .values()
-                .filter_map(|c| c.ended_ns)
-                .max();
-            if look.directories.is_empty() {
-                self.record.clean_ns.get_or_insert(now);
-            } else {
-                self.record.clean_ns = None;
-            }
-        }
-        let settle = u64::try_from(self.host.config.settle.as_nanos()).unwrap_or(u64::MAX);
-        let swept = match (self.swept_at, self.quiet_since) {
-            (None, _) => Swept::Never,
-            (Some(swept), Some(quiet)) if swept >= quiet.saturating_add(settle) => Swept::Settled,
-            (Some(swept), Some(quiet)) if swept >= quiet => Swept::Quiet,
-            (Some(_), _) => Swept::Early,
-        };
-        let nanos = |at: u64| Duration::from_nanos(now.saturating_sub(at));
-        Facts {
-            to_stop,
-            in_flight,
-            retry_in: due
-                .filter(|due| *due > now)
-                .map(|due| Duration::from_nanos(due - now)),
-            quiet_for: self.quiet_since.map(nanos),
-            swept,
-            own_processes: look.own_processes.len(),
-            agent: look.agent,
-            ownership: match (look.owned, self.seen_owned) {
-                (true, _) => Ownership::Owned,
-                (false, true) => Ownership::Done,
-                (false, false) => Ownership::Unknown,
-            },
-            directories: look.directories.clone(),
-            busy: self.busy_until.is_some_and(|until| until > now),
-            age: nanos(self.record.death.at_ns),
-        }
+        self.state.record.result = CaseResult::HandedOver;
+        self.state.record
     }
 
     async fn look(&mut self) -> anyhow::Result<Look> {
-        let look = effects::look(&self.host, &self.record.run, &self.record.death).await?;
-        self.seen_owned |= look.owned || self.host.agents[self.record.run.agent].is_verified();
-        self.record.run.identity = self
-            .record
-            .run
-            .identity
-            .take()
-            .or_else(|| look.identity.clone());
+        let record = &self.state.record;
+        let look = self.ground.look(&record.run, &record.death).await?;
+        let verified = self.ground.is_verified(&record.run);
+        self.state.looked(&look, verified);
         Ok(look)
     }
 
+    fn facts(&mut self, look: &Look, policy: &Policy) -> Facts {
+        let now = self.ground.now_ns();
+        let ground = &self.ground;
+        self.state.kept_ended(|id| ground.runs(id), now);
+        let given = Given {
+            now,
+            settle: policy.settle,
+            excluded: self.ground.is_excluded(&self.state.record.run),
+            held: self.is_held(),
+        };
+        self.state.facts(look, given)
+    }
+
+    /// Whether what is to be stopped now is held back.
+    fn is_held(&self) -> bool {
+        let record = &self.state.record;
+        !self.state.due(self.ground.now_ns()).is_empty()
+            && !self
+                .ground
+                .may_stop(&record.run, &record.death, record.containers.len())
+    }
+
+    // ---- steps
+
     /// Sends a request for everything that is to be stopped, all at once.
     fn stop(&mut self) {
-        let now = monotonic_ns();
-        for (id, container) in &mut self.record.containers {
-            let due = match container.progress {
-                Progress::Found => true,
-                Progress::Failed { due_ns } => due_ns <= now,
-                Progress::Asked | Progress::Ended(_) => false,
-            };
-            if !due {
-                continue;
-            }
-            container.progress = Progress::Asked;
-            container.asked_ns.get_or_insert(monotonic_ns());
-            let (host, id, sender) = (Arc::clone(&self.host), id.clone(), self.sender.clone());
+        for id in self.state.due(self.ground.now_ns()) {
+            self.state.asked(&id, self.ground.now_ns());
+            let (ground, sender) = (self.ground.clone(), self.sender.clone());
             tokio::spawn(async move {
-                let answer = ask_to_end(&host, id).await;
+                let answer = ground.ask_to_end(id).await;
                 // A closed inbox: the case was handed over.
                 let _ = sender.send(CaseMessage::Answered(answer));
             });
@@ -329,66 +221,150 @@ impl Reaper {
 
     /// The second wave: everything that runs, joined by every key.
     async fn sweep(&mut self) {
-        let began = monotonic_ns();
-        match discover_pod(&self.host, &self.record.run, &self.record.death).await {
+        let began = self.ground.now_ns();
+        let record = &self.state.record;
+        match self.ground.discover(&record.run, &record.death).await {
             Ok(found) => {
-                self.swept_at = Some(began);
-                self.sweep_due = None;
-                self.sweep_failures = 0;
+                self.state.sweep_succeeded(began, self.ground.now_ns());
                 self.join(found);
             }
             Err(error) => {
-                self.complain("docker", &error.into());
-                self.sweep_due = Some(monotonic_ns() + nanos(retry_after(self.sweep_failures)));
-                self.sweep_failures += 1;
+                let now = self.ground.now_ns();
+                self.complaints.in_the_way("docker", &error.into(), now);
+                self.state.sweep_failed(now);
             }
         }
     }
 
-    fn join(&mut self, found: Vec<(String, JoinKey)>) {
-        for (id, key) in found {
-            let container = self
-                .record
-                .containers
-                .entry(id)
-                .or_insert_with(|| Contained::found(key));
-            // It runs, although it had ended: started again.
-            if matches!(container.progress, Progress::Ended(_)) {
-                container.progress = Progress::Found;
-            }
-        }
+    fn join(&mut self, found: Vec<Found>) {
+        self.state.join(found);
     }
 
-    /// Removes what may be removed; returns whether anything went.
-    async fn remove(&mut self, agents: bool) -> bool {
+    /// Removes what may be removed.
+    async fn remove(&mut self, agents: bool) {
+        let record = &mut self.state.record;
         let mut work = self.removal.take().unwrap_or_else(|| {
-            effects::begin_removal(&self.host, &self.record.run, &self.record.death, agents)
+            self.ground
+                .begin_removal(&record.run, &record.death, agents)
         });
-        let Ok(done) = tokio::time::timeout(WORK_DEADLINE, &mut work).await else {
-            // Never a second one beside it: each could hang a thread.
-            self.removal = Some(work);
-            self.complain(
-                "remove",
-                &anyhow::anyhow!("a removal of its cgroups hangs in the kernel"),
-            );
-            return false;
+        let removed = match tokio::time::timeout(WORK_DEADLINE, &mut work).await {
+            Ok(done) => done.map_err(Into::into).and_then(|removed| removed),
+            Err(_) => {
+                // Never a second one beside it: each could hang a thread.
+                self.removal = Some(work);
+                Err(anyhow::anyhow!(
+                    "a removal of its cgroups hangs in the kernel"
+                ))
+            }
         };
-        match done.map_err(Into::into).and_then(|removed| removed) {
-            Ok(removed) => {
-                self.record.directories_removed += removed;
-                removed > 0
+        let now = self.ground.now_ns();
+        match removed {
+            Ok(removed) if removed > 0 => {
+                record.directories_removed += removed;
+                self.pause = FIRST_PAUSE;
+                return;
+            }
+            Ok(_) => {}
+            Err(error) => self.complaints.in_the_way("remove", &error, now),
+        }
+        self.pause = slower(self.pause);
+        self.state.busy_until = Some(now + nanos(self.pause));
+    }
+
+    async fn end_stragglers(&mut self, look: &Look) {
+        let run = &self.state.record.run;
+        let pause = match self.ground.end_stragglers(run, look).await {
+            Ok(ended) => {
+                self.state.record.processes_ended += ended;
+                FIRST_PAUSE
             }
             Err(error) => {
-                self.complain("remove", &error);
-                false
+                let now = self.ground.now_ns();
+                self.complaints.in_the_way("kill", &error, now);
+                LONGEST_PAUSE
+            }
+        };
+        self.wait(pause).await;
+    }
+
+    async fn kill_pod(&mut self) {
+        let run = &self.state.record.run;
+        self.complaints.of_docker(self.ground.now_ns());
+        let pause = match self.ground.kill_pod(run, self.state.kept()).await {
+            Ok(ended) => {
+                self.state.record.processes_ended += ended;
+                self.state.pod_killed();
+                FIRST_PAUSE
+            }
+            Err(error) => {
+                let now = self.ground.now_ns();
+                self.complaints.in_the_way("kill", &error, now);
+                LONGEST_PAUSE
+            }
+        };
+        self.wait(pause).await;
+    }
+
+    // ---- waiting
+
+    /// How long to wait before the next look, if nothing happens meanwhile.
+    fn pace(&mut self, waiting: Waiting, facts: &Facts, policy: &Policy) -> Duration {
+        let now = self.ground.now_ns();
+        match waiting {
+            Waiting::Settle => {
+                let settled = policy
+                    .settle
+                    .saturating_sub(facts.quiet_for.unwrap_or_default());
+                // What is busy is tried again meanwhile.
+                if facts.busy {
+                    settled.min(self.pause)
+                } else {
+                    settled
+                }
+            }
+            // An answer comes as a message.
+            Waiting::Docker => {
+                let fallback = policy.fallback_after.zip(facts.docker_silent_for);
+                let fallback = fallback.map_or(SLOW_PAUSE, |(limit, silent)| {
+                    limit.saturating_sub(silent).max(LONGEST_PAUSE)
+                });
+                facts
+                    .retry_in
+                    .unwrap_or(SLOW_PAUSE)
+                    .min(SLOW_PAUSE)
+                    .min(fallback)
+            }
+            Waiting::AgentStuck => {
+                self.complaints.of_the_agent(facts, now);
+                SLOW_PAUSE
+            }
+            Waiting::Busy => {
+                if facts.age >= policy.agent_deadline {
+                    let cgroup = self.ground.cgroup_path(&self.state.record.run);
+                    self.complaints.of_busy_cgroups(&cgroup, facts, now);
+                }
+                self.pause
+            }
+            Waiting::Release => {
+                self.complaints.of_the_hold(facts, now);
+                LONGEST_PAUSE
+            }
+            Waiting::Identity => {
+                self.complaints.of_the_identity(now);
+                LONGEST_PAUSE
+            }
+            Waiting::Kept => SLOW_PAUSE,
+            Waiting::AgentKills | Waiting::AgentDestroys => {
+                self.pause = slower(self.pause);
+                self.pause
             }
         }
     }
 
-    async fn end_stragglers(&mut self, agent: AgentState) {
-        match effects::end_stragglers(&self.host, &self.record.run, agent).await {
-            Ok(ended) => self.record.processes_ended += ended,
-            Err(error) => self.complain("kill", &error),
+    /// Sleeps until something happens, at most for `limit`.
+    async fn wait(&mut self, limit: Duration) {
+        if let Ok(Some(message)) = tokio::time::timeout(limit, self.inbox.recv()).await {
+            self.take(message);
         }
     }
 
@@ -402,136 +378,40 @@ impl Reaper {
         match message {
             CaseMessage::Answered(answer) => self.take_answer(answer),
             CaseMessage::Active(info) => {
-                if let Some(key) = key_of(&self.host, &self.record.run, &info) {
-                    self.join(vec![(info.id.clone(), key)]);
-                }
+                let found = self.ground.joins(&self.state.record.run, &info);
+                self.join(found.into_iter().collect());
             }
             CaseMessage::Requested(request) => {
-                let identity = self.record.run.identity.as_ref();
-                self.record.told_by_hook |=
-                    identity.is_some_and(|identity| request.names(identity));
+                let record = &mut self.state.record;
+                let identity = record.run.identity.as_ref();
+                record.told_by_hook |= identity.is_some_and(|identity| request.names(identity));
             }
-            CaseMessage::Nudge => self.sweep_due = None,
+            CaseMessage::Nudge => self.state.retry_now(self.ground.now_ns()),
             CaseMessage::HandOver => self.handing_over = true,
         }
     }
 
     fn take_answer(&mut self, answer: Answer) {
-        let Some(container) = self.record.containers.get_mut(&answer.id) else {
-            return;
-        };
-        match answer.outcome {
-            Ok(Some(ending)) => {
-                container.progress = Progress::Ended(ending);
-                container.ended_ns = Some(answer.at_ns);
-                self.host.index.ended(&answer.id);
-            }
-            // Again later: it was stopped and runs, or Docker did not do it.
-            Ok(None) => container.fail(retry_after(container.failures)),
-            Err(error) => {
-                container.fail(retry_after(container.failures));
-                self.complain("docker", &error.into());
-            }
+        if self.state.answered(&answer).is_some() {
+            self.ground.ended(&answer.id);
         }
-    }
-
-    /// Sleeps until something happens, at most for `limit`.
-    async fn wait(&mut self, limit: Duration) {
-        if let Ok(Some(message)) = tokio::time::timeout(limit, self.inbox.recv()).await {
-            self.take(message);
+        if let Err(error) = answer.outcome {
+            let now = self.ground.now_ns();
+            self.complaints.in_the_way("docker", &error.into(), now);
         }
-    }
-
-    /// Says what is in the way: each kind of thing once, and again after a while.
-    fn complain(&mut self, kind: &'static str, error: &anyhow::Error) {
-        let container = self.record.run.container;
-        let error = format!("{error:#}");
-        if self.is_news(kind) {
-            tracing::warn!(%container, error, "in the way of a cleanup; trying on");
-        } else {
-            tracing::debug!(%container, error, "still in the way of a cleanup");
-        }
-    }
-
-    fn complain_of_the_agent(&mut self, facts: &Facts) {
-        if self.is_news("agent") {
-            tracing::warn!(
-                container = %self.record.run.container,
-                agent = ?facts.agent,
-                ownership = ?facts.ownership,
-                own_processes = facts.own_processes,
-                cgroups = facts.directories.len(),
-                "the agent has not finished its destroy of a dead container: its cgroups stay until it does, \
-                 is restarted, or is gone"
-            );
-        }
-    }
-
-    fn complain_of_busy_cgroups(&mut self, facts: &Facts) {
-        if facts.age >= self.host.config.agent_deadline && self.is_news("busy") {
-            tracing::warn!(
-                container = %self.record.run.container,
-                cgroup = %self.host.run_path(&self.record.run).display(),
-                cgroups = facts.directories.len(),
-                "cgroups of a dead run are not empty, though Docker says that nothing runs there: \
-                 look at cgroup.procs beneath them"
-            );
-        }
-    }
-
-    fn is_news(&mut self, kind: &'static str) -> bool {
-        let news = self
-            .complaints
-            .get(kind)
-            .is_none_or(|last| last.elapsed() >= REMIND_AFTER);
-        if news {
-            self.complaints.insert(kind, Instant::now());
-        }
-        news
     }
 }
 
-/// The run-exact key that makes a container part of a dead run.
-pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
-    let sandboxes = run
-        .identity
-        .as_ref()
-        .map(|identity| [&identity.sandbox, &identity.resolved]);
-    exact_key(
-        info,
-        &RunScope {
-            container: run.container,
-            cgroups_root: &host.dirs(run.agent).cgroups_root,
-            all_roots: host.roots(),
-            sandboxes: sandboxes
-                .into_iter()
-                .flatten()
-                .map(PathBuf::as_path)
-                .collect(),
-        },
-    )
-}
-
-fn key_name(key: JoinKey) -> &'static str {
-    match key {
-        JoinKey::Cgroup => "cgroup",
-        JoinKey::CgroupParent => "cgroup_parent",
-        JoinKey::WorkingDir => "working_dir",
-        JoinKey::ConfigFiles => "config_files",
-        JoinKey::Label => "label",
+impl From<Outcome> for CaseResult {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Clean => Self::Clean,
+            Outcome::Excluded => Self::Excluded,
+            Outcome::Dismissed => Self::Dismissed,
+        }
     }
 }
 
 fn slower(pause: Duration) -> Duration {
     (pause * 3 / 2).min(LONGEST_PAUSE)
-}
-
-fn retry_after(failures: u32) -> Duration {
-    FIRST_RETRY
-        .saturating_mul(1 << failures.min(8))
-        .min(LONGEST_RETRY)
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

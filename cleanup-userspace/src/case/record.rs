@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::time::Duration;
 
 use crate::docker::{ContainerState, JoinKey, Stopped};
 use crate::mesos::Identity;
-use crate::process::monotonic_ns;
 use crate::registry::Run;
 
 use super::Death;
+use super::pod::Found;
 
 /// How a container of a dead run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -23,6 +22,8 @@ pub enum Ending {
     AgentKill,
     /// By our SIGKILL through Docker (`action = "kill"`).
     Kill,
+    /// By our SIGKILL through its cgroup, while Docker did not answer.
+    CgroupKill,
     /// It had ended before it was asked to.
     Already,
 }
@@ -34,6 +35,7 @@ impl Ending {
             Self::GraceKill => "grace_kill",
             Self::AgentKill => "agent_kill",
             Self::Kill => "kill",
+            Self::CgroupKill => "cgroup_kill",
             Self::Already => "already",
         }
     }
@@ -78,11 +80,14 @@ pub struct Contained {
     pub asked_ns: Option<u64>,
     pub ended_ns: Option<u64>,
     pub failures: u32,
+    pub killed_by_cgroup: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     Found,
+    /// It runs, and the operator wants it to.
+    Kept,
     Asked,
     /// The last request failed; due again at this CLOCK_MONOTONIC time.
     Failed {
@@ -91,23 +96,28 @@ pub enum Progress {
     Ended(Ending),
 }
 
+impl Progress {
+    /// Of a container that was found to run.
+    pub fn of(found: &Found) -> Self {
+        if found.keep { Self::Kept } else { Self::Found }
+    }
+}
+
 impl Contained {
-    pub fn found(key: JoinKey) -> Self {
+    pub fn found(found: &Found) -> Self {
         Self {
-            key,
-            progress: Progress::Found,
+            key: found.key,
+            progress: Progress::of(found),
             asked_ns: None,
             ended_ns: None,
             failures: 0,
+            killed_by_cgroup: false,
         }
     }
 
-    /// The last request failed: it is due again after a pause.
-    pub fn fail(&mut self, pause: Duration) {
-        let pause = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
-        self.progress = Progress::Failed {
-            due_ns: monotonic_ns().saturating_add(pause),
-        };
+    /// The last request failed: it is due again at this time.
+    pub fn fail(&mut self, due_ns: u64) {
+        self.progress = Progress::Failed { due_ns };
         self.failures += 1;
     }
 }
@@ -135,6 +145,10 @@ pub struct Record {
 pub enum CaseResult {
     Open,
     Clean,
+    /// The operator's rules leave this run alone.
+    Excluded,
+    /// Something of the run lives: its death had only been inferred.
+    Dismissed,
     /// Nothing was done: `mode = "observe"`.
     Observed,
     /// Not finished when the daemon stopped: the next start goes on.
@@ -146,6 +160,8 @@ impl CaseResult {
         match self {
             Self::Open => "open",
             Self::Clean => "clean",
+            Self::Excluded => "excluded",
+            Self::Dismissed => "dismissed",
             Self::Observed => "observed",
             Self::HandedOver => "handed_over",
         }
@@ -187,6 +203,7 @@ impl Record {
             let name = match container.progress {
                 Progress::Ended(ending) => ending.as_str(),
                 Progress::Found => "would_stop",
+                Progress::Kept => "kept",
                 Progress::Asked | Progress::Failed { .. } => "unfinished",
             };
             *counts.entry(name).or_default() += 1;
@@ -226,6 +243,16 @@ impl Record {
             clean_ms = self.clean_ns.map(after),
             "case"
         );
+    }
+}
+
+pub fn key_name(key: JoinKey) -> &'static str {
+    match key {
+        JoinKey::Cgroup => "cgroup",
+        JoinKey::CgroupParent => "cgroup_parent",
+        JoinKey::WorkingDir => "working_dir",
+        JoinKey::ConfigFiles => "config_files",
+        JoinKey::Label => "label",
     }
 }
 

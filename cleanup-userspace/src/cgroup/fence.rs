@@ -133,6 +133,22 @@ impl RunCgroup {
         Ok(pids)
     }
 
+    /// The processes of Docker containers beneath the run's cgroup, except those
+    /// of the containers whose ids are in `but`.
+    pub fn docker_procs(&self, but: &[String]) -> io::Result<Vec<u32>> {
+        let mut cgroups = Vec::new();
+        for name in self.children()? {
+            if docker_child(&name).is_some_and(|id| !but.iter().any(|other| other == id)) {
+                self.walk(Path::new(&name), &mut cgroups, &|_| true, 1)?;
+            }
+        }
+        let mut pids = Vec::new();
+        for cgroup in cgroups {
+            pids.extend(self.procs(&cgroup)?);
+        }
+        Ok(pids)
+    }
+
     /// The processes in one cgroup of the run; none if it does not exist.
     pub fn procs(&self, below: &Path) -> io::Result<Vec<u32>> {
         let text = match self.read(&below.join("cgroup.procs")) {

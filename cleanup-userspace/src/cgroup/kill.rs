@@ -1,8 +1,9 @@
 //! Ending what is left in a dead run's cgroup, by identity: a process is
 //! signalled only while it is seen to sit in that very cgroup.
 //!
-//! For a run's *own* processes only. Docker's are stopped through Docker:
-//! killed through their cgroup they come back when their restart policy says so.
+//! For a run's *own* processes. Docker's are stopped through Docker: killed
+//! through their cgroup they come back when their restart policy says so. Only
+//! if Docker stays away and the operator allows it, [`kill_docker`] ends them.
 
 use std::collections::HashSet;
 use std::io;
@@ -33,6 +34,36 @@ pub enum KillError {
 /// uses the same freezer. Returns how many processes were signalled. Blocks for
 /// up to a second: not for the event path.
 pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
+    rounds(run, &|| run.own_procs(), &|round, pids| {
+        // Frozen before it is listed again: who forks faster than it is killed
+        // cannot do so then. SIGKILL reaches a frozen process once it is thawed.
+        let freeze = round >= ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified;
+        let frozen = freeze.then(|| Frozen::freeze(run));
+        let pids = if freeze { run.own_procs()? } else { pids };
+        let signalled = if run.hierarchy().unified && kill_file(run)? {
+            pids
+        } else {
+            kill_each(run, pids)?
+        };
+        drop(frozen);
+        Ok(signalled)
+    })
+}
+
+/// Ends the processes of Docker's containers beneath the run's cgroup, except
+/// those of the containers in `keep`. Blocks as [`kill_own`] does.
+pub fn kill_docker(run: &RunCgroup, keep: &[String]) -> Result<usize, KillError> {
+    rounds(run, &|| run.docker_procs(keep), &|_, pids| {
+        kill_each(run, pids)
+    })
+}
+
+/// Lists and signals until nothing is listed any more.
+fn rounds(
+    run: &RunCgroup,
+    list: &dyn Fn() -> io::Result<Vec<u32>>,
+    signal: &dyn Fn(u32, Vec<u32>) -> io::Result<Vec<u32>>,
+) -> Result<usize, KillError> {
     let cgroup = || run.path().display().to_string();
     let io_error = |error| KillError::Io {
         cgroup: cgroup(),
@@ -40,35 +71,31 @@ pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
     };
     let mut signalled = HashSet::new();
     for round in 0..ROUNDS {
-        // Frozen before it is listed: who forks faster than it is killed cannot
-        // do so then. SIGKILL reaches a frozen process once it is thawed.
-        let frozen = (round >= ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified)
-            .then(|| Frozen::freeze(run));
-        let pids = run.own_procs().map_err(io_error)?;
+        let pids = list().map_err(io_error)?;
         if pids.is_empty() {
             return Ok(signalled.len());
         }
-        if run.hierarchy().unified && kill_file(run).map_err(io_error)? {
-            signalled.extend(pids);
-        } else {
-            for pid in pids {
-                if kill_one(run, pid).map_err(io_error)? {
-                    signalled.insert(pid);
-                }
-            }
-        }
-        drop(frozen);
+        signalled.extend(signal(round, pids).map_err(io_error)?);
         std::thread::sleep(PAUSE);
     }
-    let left = run.own_procs().map_err(io_error)?;
-    if left.is_empty() {
-        Ok(signalled.len())
-    } else {
-        Err(KillError::Remain {
+    match list().map_err(io_error)?.len() {
+        0 => Ok(signalled.len()),
+        count => Err(KillError::Remain {
             cgroup: cgroup(),
-            count: left.len(),
-        })
+            count,
+        }),
     }
+}
+
+/// Returns those that were signalled.
+fn kill_each(run: &RunCgroup, pids: Vec<u32>) -> io::Result<Vec<u32>> {
+    let mut signalled = Vec::new();
+    for pid in pids {
+        if kill_one(run, pid)? {
+            signalled.push(pid);
+        }
+    }
+    Ok(signalled)
 }
 
 /// v2: lets the kernel kill everything in each of the run's own cgroups. Never

@@ -107,7 +107,11 @@ impl Casebook {
         } else {
             tracing::debug!(%container, "an executor ended and left nothing behind");
         }
-        if record.result == CaseResult::HandedOver {
+        // What is not dead is no tombstone: the next survey judges it anew.
+        if matches!(
+            record.result,
+            CaseResult::HandedOver | CaseResult::Dismissed
+        ) {
             return;
         }
         let Record {

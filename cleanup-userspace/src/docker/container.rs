@@ -22,6 +22,9 @@ pub struct ContainerInfo {
     pub agents_own: bool,
 }
 
+/// A container with this label, set to `true`, is never stopped.
+pub const KEEP_LABEL: &str = "compose-cleanup.keep";
+
 /// The changing part.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ContainerState {
@@ -33,6 +36,13 @@ pub struct ContainerState {
 }
 
 impl ContainerInfo {
+    /// Whether its owner wants it to outlive its executor.
+    pub fn is_kept(&self) -> bool {
+        self.labels
+            .get(KEEP_LABEL)
+            .is_some_and(|value| value == "true")
+    }
+
     pub fn from_inspect(answer: &ContainerInspectResponse) -> Self {
         let name = answer
             .name

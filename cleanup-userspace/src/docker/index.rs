@@ -44,6 +44,10 @@ impl Index {
         self.lock().known.get(id).cloned()
     }
 
+    pub fn runs(&self, id: &str) -> bool {
+        self.lock().running.contains_key(id)
+    }
+
     /// It ended; its facts are kept until it is removed or forgotten.
     pub fn ended(&self, id: &str) {
         self.lock().running.remove(id);

@@ -1,0 +1,153 @@
+//! What a case stands on: everything that it sees of the host and does to it.
+//!
+//! The one implementation at work is [`Host`](super::Host); the model run has
+//! another one, on which a hundred thousand deaths take a minute.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::Death;
+use super::decide::Policy;
+use super::effects::{self, Look};
+use super::host::Host;
+use super::pod::{self, Answer, Found};
+use crate::config::Mode;
+use crate::docker::{ContainerInfo, DockerError};
+use crate::process::monotonic_ns;
+use crate::registry::Run;
+
+/// The host as a case sees it. Clones are the same host.
+pub trait Ground: Clone + Send + Sync + 'static {
+    /// CLOCK_MONOTONIC in nanoseconds.
+    fn now_ns(&self) -> u64;
+    fn mode(&self) -> Mode;
+    fn policy(&self) -> Policy;
+    /// Whether the operator wants this run to be left alone; `None` while that
+    /// cannot be told, since its executor is not known.
+    fn is_excluded(&self, run: &Run) -> Option<bool>;
+    /// Whether the runtime directory is known to be that of the agent that runs
+    /// now, so that a container's absence from it means something.
+    fn is_verified(&self, run: &Run) -> bool;
+    /// Whether so many containers may be stopped now for a death that the kernel
+    /// has not proven.
+    fn may_stop(&self, run: &Run, death: &Death, containers: usize) -> bool;
+
+    /// What can be known of the pod without a question.
+    fn first_wave(&self, run: &Run) -> Vec<Found>;
+    /// A container that became active: the run-exact key that joins it.
+    fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found>;
+    /// Everything that runs, joined to the run by every key.
+    fn discover(
+        &self,
+        run: &Run,
+        death: &Death,
+    ) -> impl Future<Output = Result<Vec<Found>, DockerError>> + Send;
+    /// Whether a container of the pod is still known to run.
+    fn runs(&self, id: &str) -> bool;
+    /// A container of the pod was seen to have ended.
+    fn ended(&self, id: &str);
+    fn ask_to_end(&self, id: String) -> impl Future<Output = Answer> + Send;
+
+    fn look(&self, run: &Run, death: &Death) -> impl Future<Output = anyhow::Result<Look>> + Send;
+    /// Begins to remove the empty directories of the run; the task's result is
+    /// how many went.
+    fn begin_removal(
+        &self,
+        run: &Run,
+        death: &Death,
+        agents: bool,
+    ) -> JoinHandle<anyhow::Result<usize>>;
+    /// Ends the run's own processes; returns how many were signalled.
+    fn end_stragglers(
+        &self,
+        run: &Run,
+        look: &Look,
+    ) -> impl Future<Output = anyhow::Result<usize>> + Send;
+    /// Ends the processes of the pod through their cgroups, except those of the
+    /// containers in `keep`; returns how many were signalled.
+    fn kill_pod(
+        &self,
+        run: &Run,
+        keep: Vec<String>,
+    ) -> impl Future<Output = anyhow::Result<usize>> + Send;
+
+    /// For people.
+    fn cgroup_path(&self, run: &Run) -> PathBuf;
+}
+
+impl Ground for Arc<Host> {
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
+    }
+
+    fn mode(&self) -> Mode {
+        self.config.mode
+    }
+
+    fn policy(&self) -> Policy {
+        Policy::from(&self.config)
+    }
+
+    fn is_excluded(&self, _run: &Run) -> Option<bool> {
+        Some(false)
+    }
+
+    fn is_verified(&self, run: &Run) -> bool {
+        self.agents[run.agent].is_verified()
+    }
+
+    fn may_stop(&self, run: &Run, death: &Death, containers: usize) -> bool {
+        self.brake.may_stop(run.container, death, containers)
+    }
+
+    fn first_wave(&self, run: &Run) -> Vec<Found> {
+        pod::first_wave(self, run)
+    }
+
+    fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found> {
+        pod::key_of(self, run, info).map(|key| Found::of(info, key))
+    }
+
+    async fn discover(&self, run: &Run, death: &Death) -> Result<Vec<Found>, DockerError> {
+        pod::discover_pod(self, run, death).await
+    }
+
+    fn runs(&self, id: &str) -> bool {
+        self.index.runs(id)
+    }
+
+    fn ended(&self, id: &str) {
+        self.index.ended(id);
+    }
+
+    async fn ask_to_end(&self, id: String) -> Answer {
+        pod::ask_to_end(self, id).await
+    }
+
+    async fn look(&self, run: &Run, death: &Death) -> anyhow::Result<Look> {
+        effects::look(self, run, death).await
+    }
+
+    fn begin_removal(
+        &self,
+        run: &Run,
+        death: &Death,
+        agents: bool,
+    ) -> JoinHandle<anyhow::Result<usize>> {
+        effects::begin_removal(self, run, death, agents)
+    }
+
+    async fn end_stragglers(&self, run: &Run, look: &Look) -> anyhow::Result<usize> {
+        effects::end_stragglers(self, run, look.agent).await
+    }
+
+    async fn kill_pod(&self, run: &Run, keep: Vec<String>) -> anyhow::Result<usize> {
+        effects::kill_pod(self, run, keep).await
+    }
+
+    fn cgroup_path(&self, run: &Run) -> PathBuf {
+        self.run_path(run)
+    }
+}
