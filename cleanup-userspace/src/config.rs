@@ -124,6 +124,7 @@ pub struct Config {
     pub docker: DockerConfig,
     pub cgroup: CgroupConfig,
     pub probe: ProbeConfig,
+    pub journal: JournalConfig,
     /// The Mesos agents of this host. Empty: found by looking at what runs.
     pub agents: Vec<AgentConfig>,
 }
@@ -153,6 +154,18 @@ pub struct ProbeConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JournalConfig {
+    pub enabled: bool,
+    pub path: PathBuf,
+    /// Closed cases older than this are forgotten.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Bytes on disk; the oldest closed cases go first.
+    pub max_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     pub work_dir: PathBuf,
@@ -161,6 +174,9 @@ pub struct AgentConfig {
     #[serde(default, serialize_with = "as_text")]
     pub cgroups_root: CgroupsRoot,
 }
+
+/// Below that the write-ahead log alone would not fit.
+const SMALLEST_JOURNAL: u64 = 4 << 20;
 
 fn default_runtime_dir() -> PathBuf {
     PathBuf::from("/var/run/mesos")
@@ -191,6 +207,7 @@ impl Default for Config {
             docker: DockerConfig::default(),
             cgroup: CgroupConfig::default(),
             probe: ProbeConfig::default(),
+            journal: JournalConfig::default(),
             agents: Vec::new(),
         }
     }
@@ -210,6 +227,18 @@ impl Default for ProbeConfig {
         Self {
             ring_bytes: 1 << 20,
             kernel_log: false,
+        }
+    }
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: PathBuf::from("/var/lib/compose-cleanup/journal.db"),
+            max_age: Duration::from_hours(30 * 24),
+            // Some 40,000 cases with two containers and twelve steps each.
+            max_bytes: 64 << 20,
         }
     }
 }
@@ -292,6 +321,12 @@ impl Config {
         if !self.probe.ring_bytes.is_power_of_two() || self.probe.ring_bytes < 4096 {
             return refuse("probe.ring_bytes", "must be a power of two, at least 4096");
         }
+        if !self.journal.path.is_absolute() || self.journal.path.file_name().is_none() {
+            return refuse("journal.path", "must be the absolute path of a file");
+        }
+        if self.journal.max_bytes < SMALLEST_JOURNAL {
+            return refuse("journal.max_bytes", "must be at least 4194304 (4 MiB)");
+        }
         for (at, agent) in self.agents.iter().enumerate() {
             for (key, dir) in [
                 ("work_dir", &agent.work_dir),
@@ -312,6 +347,16 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+impl From<&JournalConfig> for crate::journal::Settings {
+    fn from(config: &JournalConfig) -> Self {
+        Self {
+            path: config.path.clone(),
+            max_age: config.max_age,
+            max_bytes: config.max_bytes,
+        }
     }
 }
 
@@ -404,6 +449,10 @@ mod tests {
             ("grace = \"2h\"", "`grace`"),
             ("[docker]\nsocket = \"docker.sock\"", "`docker.socket`"),
             ("[probe]\nring_bytes = 5000", "`probe.ring_bytes`"),
+            ("[journal]\npath = \"journal.db\"", "`journal.path`"),
+            ("[journal]\npath = \"/\"", "`journal.path`"),
+            ("[journal]\nmax_bytes = 1000", "`journal.max_bytes`"),
+            ("[journal]\nmax_age = \"long\"", "max_age"),
             ("[[agents]]\nwork_dir = \"work\"", "`agents[0].work_dir`"),
             (
                 "[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../x\"",

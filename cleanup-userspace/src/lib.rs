@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod docker;
 pub mod inbox;
+pub mod journal;
 pub mod mesos;
 pub mod probe;
 pub mod process;

@@ -1,5 +1,8 @@
 //! The command line: one file for each command.
 
+mod case;
+mod cases;
+mod history;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -16,12 +19,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Watch(watch::Watch),
+    Cases(cases::Cases),
+    Case(case::Case),
 }
 
 impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Watch(watch) => watch.run(),
+            Command::Cases(cases) => cases.run(),
+            Command::Case(case) => case.run(),
         }
     }
 }
