@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cleanup_userspace::case::{
-    Answer, CaseMessage, CaseResult, Death, Directory, Ending, Found, Ground, Look, Origin, Policy,
-    Reaper,
+    Answer, CaseMessage, CaseResult, Death, Directory, Ending, Found, Ground, Ledger, Look, Origin,
+    Policy, Reaper,
 };
 use cleanup_userspace::config::{Mode, Teardown};
 use cleanup_userspace::docker::{ContainerInfo, DockerError, JoinKey};
@@ -526,6 +526,12 @@ impl Ground for World {
     fn may_stop(&self, _run: &Run, _death: &Death, _containers: usize) -> bool {
         true
     }
+
+    fn ledger(&self) -> Ledger {
+        Ledger::none()
+    }
+
+    fn opened(&self, _ledger: &Ledger, _run: &Run, _death: &Death) {}
 
     fn first_wave(&self, run: &Run) -> Vec<Found> {
         let state = self.lock();

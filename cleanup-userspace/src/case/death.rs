@@ -1,6 +1,7 @@
 //! How a run is known to be dead.
 
 use crate::probe::TaskHierarchies;
+use crate::registry::Run;
 
 /// Who noticed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,21 @@ pub struct Death {
 }
 
 impl Death {
+    /// How it is known that this run is dead, for people.
+    pub fn proof_text(&self, run: &Run) -> String {
+        let recorded = run.helper.map_or_else(
+            || "no process of it is recorded".to_owned(),
+            |helper| format!("its recorded process {} is gone", helper.pid),
+        );
+        match self.origin {
+            Origin::Kernel => "the kernel reported the end of its process".to_owned(),
+            Origin::Pidfd => "the pidfd of its process told of its end".to_owned(),
+            Origin::Hook | Origin::Scan => {
+                format!("{recorded}, nothing of its own lives in its cgroups, in two looks")
+            }
+        }
+    }
+
     /// `signal 9`, `exit 7`, `unknown`.
     pub fn status(&self) -> String {
         match self.wait_status {

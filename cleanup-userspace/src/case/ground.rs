@@ -12,9 +12,11 @@ use super::Death;
 use super::decide::Policy;
 use super::effects::{self, Look};
 use super::host::Host;
+use super::ledger::Ledger;
 use super::pod::{self, Answer, Found};
 use crate::config::Mode;
 use crate::docker::{ContainerInfo, DockerError};
+use crate::journal::CaseId;
 use crate::process::monotonic_ns;
 use crate::registry::Run;
 
@@ -33,6 +35,11 @@ pub trait Ground: Clone + Send + Sync + 'static {
     /// Whether so many containers may be stopped now for a death that the kernel
     /// has not proven.
     fn may_stop(&self, run: &Run, death: &Death, containers: usize) -> bool;
+
+    /// An account for a new case, in which nothing is written yet.
+    fn ledger(&self) -> Ledger;
+    /// The account begins.
+    fn opened(&self, ledger: &Ledger, run: &Run, death: &Death);
 
     /// What can be known of the pod without a question.
     fn first_wave(&self, run: &Run) -> Vec<Found>;
@@ -100,6 +107,14 @@ impl Ground for Arc<Host> {
 
     fn may_stop(&self, run: &Run, death: &Death, containers: usize) -> bool {
         self.brake.may_stop(run.container, death, containers)
+    }
+
+    fn ledger(&self) -> Ledger {
+        Ledger::new(self.journal.clone(), CaseId::next())
+    }
+
+    fn opened(&self, ledger: &Ledger, run: &Run, death: &Death) {
+        ledger.opened(run, death, self.dirs(run.agent));
     }
 
     fn first_wave(&self, run: &Run) -> Vec<Found> {

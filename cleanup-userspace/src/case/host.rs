@@ -10,6 +10,7 @@ use super::brake::Brake;
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::Config;
 use crate::docker::{Docker, Index};
+use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir};
 use crate::process::Proc;
 use crate::registry::{AgentIndex, Registry};
@@ -31,6 +32,7 @@ pub struct Host {
     pub launcher: Hierarchy,
     pub docker: Docker,
     pub index: Index,
+    pub journal: Journal,
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
@@ -102,6 +104,7 @@ impl Host {
         hierarchies: Hierarchies,
         launcher: Hierarchy,
         docker: Docker,
+        journal: Journal,
         agents: Vec<AgentDirs>,
     ) -> Self {
         Self {
@@ -110,6 +113,7 @@ impl Host {
             hierarchies,
             launcher,
             docker,
+            journal,
             index: Index::default(),
             roots: agents
                 .iter()

@@ -12,6 +12,7 @@ mod decide;
 mod effects;
 mod ground;
 mod host;
+mod ledger;
 mod pod;
 mod reaper;
 mod record;
@@ -23,6 +24,7 @@ pub use decide::{Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Wait
 pub use effects::Look;
 pub use ground::Ground;
 pub use host::{Agent, Host};
+pub use ledger::{Ledger, close as close_account};
 pub use pod::{Answer, Found, key_of};
 pub use reaper::{CaseMessage, Reaper};
 pub use record::{CaseResult, Contained, Ending, Progress, Record, printable};

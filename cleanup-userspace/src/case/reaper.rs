@@ -10,6 +10,7 @@ use super::complaints::Complaints;
 use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
 use super::effects::{Look, WORK_DEADLINE};
 use super::ground::Ground;
+use super::ledger::Ledger;
 use super::pod::{Answer, Found};
 use super::record::{CaseResult, Record, key_name};
 use super::state::{CaseState, Given, nanos};
@@ -47,6 +48,7 @@ pub enum CaseMessage {
 pub struct Reaper<G> {
     ground: G,
     state: CaseState,
+    ledger: Ledger,
     sender: mpsc::UnboundedSender<CaseMessage>,
     inbox: mpsc::UnboundedReceiver<CaseMessage>,
     handing_over: bool,
@@ -63,9 +65,11 @@ impl<G: Ground> Reaper<G> {
         let (sender, inbox) = mpsc::unbounded_channel();
         let found = ground.first_wave(&run);
         let now = ground.now_ns();
+        let ledger = ground.ledger();
         let mut reaper = Self {
             complaints: Complaints::new(run.container),
-            state: CaseState::new(run, death, now),
+            state: CaseState::new(ledger.case(), run, death, now),
+            ledger,
             ground,
             sender: sender.clone(),
             inbox,
@@ -73,12 +77,22 @@ impl<G: Ground> Reaper<G> {
             removal: None,
             pause: FIRST_PAUSE,
         };
-        reaper.state.join(found);
+        let found = reaper.state.join(found);
         let may_begin = reaper.ground.mode() == Mode::Enforce
             && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false)
             && !reaper.is_held();
         if may_begin {
             reaper.stop();
+        }
+        // Only now: nothing is written down on the way of the first request.
+        let record = &reaper.state.record;
+        reaper
+            .ground
+            .opened(&reaper.ledger, &record.run, &record.death);
+        reaper.ledger.joined(&found);
+        if may_begin && !found.is_empty() {
+            reaper.ledger.step(Step::Stop);
+            reaper.ledger.outcome("asked", None);
         }
         (reaper, sender)
     }
@@ -107,8 +121,12 @@ impl<G: Ground> Reaper<G> {
             let step = decide(&facts, &policy);
             tracing::trace!(container = %self.state.record.run.container, ?facts, ?step, "step");
             crash::point(step, crash::Moment::Before);
-            match step {
-                Step::Stop => self.stop(),
+            self.ledger.step(step);
+            let done = match step {
+                Step::Stop => {
+                    self.stop();
+                    Ok("asked")
+                }
                 Step::Sweep => self.sweep().await,
                 Step::KillPod => self.kill_pod().await,
                 Step::EndStragglers => self.end_stragglers(&look).await,
@@ -116,11 +134,21 @@ impl<G: Ground> Reaper<G> {
                 Step::Wait(waiting) => {
                     let wait = self.pace(waiting, &facts, &policy);
                     self.wait(wait.max(FIRST_PAUSE)).await;
+                    Ok("waited")
                 }
                 Step::Close(outcome) => {
+                    self.ledger.outcome("closed", None);
                     self.state.record.result = outcome.into();
                     crash::point(step, crash::Moment::After);
                     return self.state.record;
+                }
+            };
+            match done {
+                Ok(outcome) => self.ledger.outcome(outcome, None),
+                Err(error) => {
+                    self.ledger.outcome("failed", Some(&format!("{error:#}")));
+                    let now = self.ground.now_ns();
+                    self.complaints.in_the_way(step.name(), &error, now);
                 }
             }
             crash::point(step, crash::Moment::After);
@@ -129,7 +157,10 @@ impl<G: Ground> Reaper<G> {
 
     /// Does everything but the effects.
     async fn observe(mut self) -> Record {
-        self.sweep().await;
+        if let Err(error) = self.sweep().await {
+            let now = self.ground.now_ns();
+            self.complaints.in_the_way("sweep", &error, now);
+        }
         let directories = match self.look().await {
             Ok(look) => look.hierarchies,
             Err(error) => {
@@ -150,10 +181,17 @@ impl<G: Ground> Reaper<G> {
                 format!("{} ({})", &id[..id.len().min(12)], key_name(container.key))
             })
             .collect();
+        let containers = containers.join(", ");
+        let cgroup = self.ground.cgroup_path(&record.run);
+        self.ledger.planned(&format!(
+            "end the containers {containers}; remove {} in {}",
+            cgroup.display(),
+            directories.join(" ")
+        ));
         tracing::info!(
             container = %record.run.container,
-            containers = %containers.join(", "),
-            cgroup = %self.ground.cgroup_path(&record.run).display(),
+            %containers,
+            cgroup = %cgroup.display(),
             hierarchies = %directories.join(" "),
             "plan: would end these containers and remove this cgroup in these hierarchies (mode is observe)"
         );
@@ -220,28 +258,29 @@ impl<G: Ground> Reaper<G> {
     }
 
     /// The second wave: everything that runs, joined by every key.
-    async fn sweep(&mut self) {
+    async fn sweep(&mut self) -> anyhow::Result<&'static str> {
         let began = self.ground.now_ns();
         let record = &self.state.record;
         match self.ground.discover(&record.run, &record.death).await {
             Ok(found) => {
                 self.state.sweep_succeeded(began, self.ground.now_ns());
                 self.join(found);
+                Ok("listed")
             }
             Err(error) => {
-                let now = self.ground.now_ns();
-                self.complaints.in_the_way("docker", &error.into(), now);
-                self.state.sweep_failed(now);
+                self.state.sweep_failed(self.ground.now_ns());
+                Err(error.into())
             }
         }
     }
 
     fn join(&mut self, found: Vec<Found>) {
-        self.state.join(found);
+        let new = self.state.join(found);
+        self.ledger.joined(&new);
     }
 
     /// Removes what may be removed.
-    async fn remove(&mut self, agents: bool) {
+    async fn remove(&mut self, agents: bool) -> anyhow::Result<&'static str> {
         let record = &mut self.state.record;
         let mut work = self.removal.take().unwrap_or_else(|| {
             self.ground
@@ -257,52 +296,41 @@ impl<G: Ground> Reaper<G> {
                 ))
             }
         };
-        let now = self.ground.now_ns();
-        match removed {
-            Ok(removed) if removed > 0 => {
-                record.directories_removed += removed;
-                self.pause = FIRST_PAUSE;
-                return;
-            }
-            Ok(_) => {}
-            Err(error) => self.complaints.in_the_way("remove", &error, now),
+        if let Ok(removed @ 1..) = removed {
+            record.directories_removed += removed;
+            self.pause = FIRST_PAUSE;
+            return Ok("removed");
         }
         self.pause = slower(self.pause);
-        self.state.busy_until = Some(now + nanos(self.pause));
+        self.state.busy_until = Some(self.ground.now_ns() + nanos(self.pause));
+        removed.map(|_| "busy")
     }
 
-    async fn end_stragglers(&mut self, look: &Look) {
+    async fn end_stragglers(&mut self, look: &Look) -> anyhow::Result<&'static str> {
         let run = &self.state.record.run;
-        let pause = match self.ground.end_stragglers(run, look).await {
-            Ok(ended) => {
-                self.state.record.processes_ended += ended;
-                FIRST_PAUSE
-            }
-            Err(error) => {
-                let now = self.ground.now_ns();
-                self.complaints.in_the_way("kill", &error, now);
-                LONGEST_PAUSE
-            }
-        };
-        self.wait(pause).await;
+        let ended = self.ground.end_stragglers(run, look).await;
+        self.count_killed(ended).await
     }
 
-    async fn kill_pod(&mut self) {
-        let run = &self.state.record.run;
+    async fn kill_pod(&mut self) -> anyhow::Result<&'static str> {
         self.complaints.of_docker(self.ground.now_ns());
-        let pause = match self.ground.kill_pod(run, self.state.kept()).await {
-            Ok(ended) => {
-                self.state.record.processes_ended += ended;
-                self.state.pod_killed();
-                FIRST_PAUSE
-            }
-            Err(error) => {
-                let now = self.ground.now_ns();
-                self.complaints.in_the_way("kill", &error, now);
-                LONGEST_PAUSE
-            }
-        };
-        self.wait(pause).await;
+        let run = &self.state.record.run;
+        let ended = self.ground.kill_pod(run, self.state.kept()).await;
+        if ended.is_ok() {
+            self.state.pod_killed();
+        }
+        self.count_killed(ended).await
+    }
+
+    async fn count_killed(&mut self, ended: anyhow::Result<usize>) -> anyhow::Result<&'static str> {
+        self.wait(if ended.is_ok() {
+            FIRST_PAUSE
+        } else {
+            LONGEST_PAUSE
+        })
+        .await;
+        self.state.record.processes_ended += ended?;
+        Ok("killed")
     }
 
     // ---- waiting
@@ -384,7 +412,10 @@ impl<G: Ground> Reaper<G> {
             CaseMessage::Requested(request) => {
                 let record = &mut self.state.record;
                 let identity = record.run.identity.as_ref();
-                record.told_by_hook |= identity.is_some_and(|identity| request.names(identity));
+                if identity.is_some_and(|identity| request.names(identity)) {
+                    record.told_by_hook = true;
+                    self.ledger.told_by_hook();
+                }
             }
             CaseMessage::Nudge => self.state.retry_now(self.ground.now_ns()),
             CaseMessage::HandOver => self.handing_over = true,
@@ -392,8 +423,12 @@ impl<G: Ground> Reaper<G> {
     }
 
     fn take_answer(&mut self, answer: Answer) {
-        if self.state.answered(&answer).is_some() {
+        if let Some(ending) = self.state.answered(&answer) {
             self.ground.ended(&answer.id);
+            if let Some(container) = self.state.record.containers.get(&answer.id) {
+                let (asked, ended) = (container.asked_ns, container.ended_ns);
+                self.ledger.ended(&answer.id, ending, asked, ended);
+            }
         }
         if let Err(error) = answer.outcome {
             let now = self.ground.now_ns();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use crate::docker::{ContainerState, JoinKey, Stopped};
+use crate::journal::CaseId;
 use crate::mesos::Identity;
 use crate::registry::Run;
 
@@ -125,6 +126,8 @@ impl Contained {
 /// A case, closed or not.
 #[derive(Debug, Clone)]
 pub struct Record {
+    /// Its number in the journal.
+    pub case: CaseId,
     pub run: Run,
     pub death: Death,
     /// The Mesos hook told of it, too.
@@ -169,8 +172,9 @@ impl CaseResult {
 }
 
 impl Record {
-    pub fn new(run: Run, death: Death) -> Self {
+    pub fn new(case: CaseId, run: Run, death: Death) -> Self {
         Self {
+            case,
             run,
             death,
             told_by_hook: false,
@@ -227,6 +231,7 @@ impl Record {
             identity.map_or_else(|| "?".to_owned(), |i| printable(id(i)))
         };
         tracing::info!(
+            case = %self.case,
             container = %self.run.container,
             executor = %name(|identity| &identity.executor_id),
             framework = %name(|identity| &identity.framework_id),

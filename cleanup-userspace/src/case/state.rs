@@ -8,6 +8,7 @@ use super::effects::Look;
 use super::pod::{Answer, Found};
 use super::record::{Contained, Progress, Record};
 use super::{Death, Ending};
+use crate::journal::CaseId;
 use crate::registry::Run;
 
 /// Repeating a refused request: doubling from the first to the longest.
@@ -40,10 +41,10 @@ pub struct Given {
 }
 
 impl CaseState {
-    pub fn new(run: Run, death: Death, now: u64) -> Self {
+    pub fn new(case: CaseId, run: Run, death: Death, now: u64) -> Self {
         Self {
             seen_owned: run.owned,
-            record: Record::new(run, death),
+            record: Record::new(case, run, death),
             quiet_since: None,
             swept_at: None,
             sweep_due: None,

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
-use crate::case::{CaseMessage, CaseResult, Death, Host, Reaper, Record, key_of};
+use crate::case::{CaseMessage, CaseResult, Death, Host, Reaper, Record, close_account, key_of};
 use crate::docker::{ContainerInfo, named_runs};
 use crate::inbox::Request;
+use crate::journal::{CaseId, Closing, Unfinished};
 use crate::mesos::ContainerId;
 use crate::registry::Run;
 
@@ -24,6 +25,8 @@ pub struct Casebook {
     tombstones: HashMap<ContainerId, (Run, Death)>,
     /// The tombstones, oldest first.
     buried: VecDeque<ContainerId>,
+    /// Cases that were open when the daemon ended, and have not begun again.
+    unfinished: HashMap<ContainerId, CaseId>,
     /// For the closing line.
     pub cases: u64,
     pub containers: usize,
@@ -39,8 +42,16 @@ struct Open {
 }
 
 impl Casebook {
-    pub fn new(host: Arc<Host>, sender: UnboundedSender<Message>) -> Self {
+    pub fn new(
+        host: Arc<Host>,
+        sender: UnboundedSender<Message>,
+        unfinished: Vec<Unfinished>,
+    ) -> Self {
+        let of = |unfinished: &Unfinished| {
+            Some((unfinished.opening.container.parse().ok()?, unfinished.case))
+        };
         Self {
+            unfinished: unfinished.iter().filter_map(of).collect(),
             host,
             sender,
             open: HashMap::new(),
@@ -71,6 +82,7 @@ impl Casebook {
 
     fn start(&mut self, run: Run, death: Death, panicked: bool) {
         let container = run.container;
+        self.unfinished.remove(&container);
         let (reaper, inbox) = Reaper::open(Arc::clone(&self.host), run.clone(), death.clone());
         if let Some(identity) = &run.identity {
             self.host
@@ -107,6 +119,9 @@ impl Casebook {
         } else {
             tracing::debug!(%container, "an executor ended and left nothing behind");
         }
+        if record.result != CaseResult::HandedOver {
+            close_account(&self.host.journal, &record);
+        }
         // What is not dead is no tombstone: the next survey judges it anew.
         if matches!(
             record.result,
@@ -141,6 +156,29 @@ impl Casebook {
             if let Some(oldest) = self.buried.pop_front() {
                 self.tombstones.remove(&oldest);
             }
+        }
+    }
+
+    /// After everything was looked at: cases of an earlier life whose runs have
+    /// left nothing behind are over. What is unknown stays open.
+    pub fn settle_unfinished(&mut self, is_unknown: impl Fn(ContainerId) -> bool) {
+        let lives = |container| self.host.registry().get(container).is_some();
+        let mut over = Vec::new();
+        self.unfinished.retain(|container, case| {
+            let open = is_unknown(*container);
+            if !open {
+                over.push((*container, *case, lives(*container)));
+            }
+            open
+        });
+        for (container, case, lives) in over {
+            let result = if lives { "dismissed" } else { "clean" };
+            tracing::info!(%container, %case, result, "a case of an earlier start: nothing is left to do");
+            let closing = Closing {
+                result: result.into(),
+                ..Closing::default()
+            };
+            self.host.journal.closed(case, closing);
         }
     }
 

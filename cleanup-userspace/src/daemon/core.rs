@@ -17,6 +17,7 @@ use crate::case::{CaseMessage, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
+use crate::journal::Unfinished;
 use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::probe::{Losses, Probe};
 use crate::process::Proc;
@@ -27,6 +28,9 @@ use crate::registry::{AgentIndex, Ended, Run};
 const TICK: Duration = Duration::from_secs(1);
 /// How often everything that exists is compared with what is known.
 const SURVEY_EVERY: Duration = Duration::from_secs(60);
+/// How long the end waits for the journal to be written.
+const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
+
 /// What the loop is told by its own tasks.
 #[derive(Debug)]
 pub enum Message {
@@ -73,10 +77,10 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(host: Arc<Host>, probe: Probe) -> Self {
+    pub fn new(host: Arc<Host>, probe: Probe, unfinished: Vec<Unfinished>) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
         Self {
-            casebook: Casebook::new(Arc::clone(&host), sender.clone()),
+            casebook: Casebook::new(Arc::clone(&host), sender.clone(), unfinished),
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
             host,
             probe,
@@ -253,8 +257,14 @@ impl Core {
         }
         self.surveyor.report_unknown(&survey.unknown);
         self.check_registered();
-        if let Some(after) = self.surveyor.finished() {
-            self.begin_survey(after);
+        match self.surveyor.finished() {
+            Some(after) => self.begin_survey(after),
+            // Everything that is there was judged, and Docker's part is known.
+            None if self.docker_up == Some(true) => {
+                self.casebook
+                    .settle_unfinished(|container| survey.unknown.contains_key(&container));
+            }
+            None => {}
         }
     }
 
@@ -343,6 +353,9 @@ impl Core {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break,
             }
+        }
+        if !self.host.journal.flush(JOURNAL_DEADLINE).await {
+            tracing::warn!("the last records did not get into the journal");
         }
         let Counters {
             exits,

@@ -19,6 +19,7 @@ use crate::case::Host;
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
+use crate::journal::Journal;
 use crate::mesos::{AgentDirs, discover};
 use crate::probe::{self, Probe, ProbeOptions, RootSpec};
 
@@ -68,13 +69,26 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
         );
     }
     let mode = config.mode;
-    let host = Arc::new(Host::new(config, hierarchies, launcher, docker, agents));
+    let (journal, unfinished) = if config.journal.enabled {
+        let settings = (&config.journal).into();
+        tokio::task::spawn_blocking(|| Journal::open(settings)).await?
+    } else {
+        (Journal::disabled(), Vec::new())
+    };
+    let host = Arc::new(Host::new(
+        config,
+        hierarchies,
+        launcher,
+        docker,
+        journal,
+        agents,
+    ));
     if mode == Mode::Observe {
         tracing::info!(
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    Core::new(host, probe).run(stop.wait()).await;
+    Core::new(host, probe, unfinished).run(stop.wait()).await;
     Ok(())
 }
 
