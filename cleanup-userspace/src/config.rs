@@ -94,8 +94,13 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
     pub log_format: LogFormat,
+    /// Shared by the processes of this program: the lock, and by default the
+    /// inbox. On a tmpfs, for root alone; made if it is not there.
+    pub run_dir: PathBuf,
     /// Where the Mesos hook module leaves its requests; made if it is not there.
-    pub inbox: PathBuf,
+    /// Not set: `inbox` in the run directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inbox: Option<PathBuf>,
     pub docker: DockerConfig,
     pub cgroup: CgroupConfig,
     pub probe: ProbeConfig,
@@ -158,7 +163,8 @@ impl Default for Config {
             agent_deadline: Duration::from_secs(240),
             shutdown_deadline: Duration::from_secs(15),
             log_format: LogFormat::default(),
-            inbox: PathBuf::from("/run/compose-cleanup/inbox"),
+            run_dir: PathBuf::from("/run/compose-cleanup"),
+            inbox: None,
             docker: DockerConfig::default(),
             cgroup: CgroupConfig::default(),
             probe: ProbeConfig::default(),
@@ -232,6 +238,13 @@ impl Config {
         Ok(config)
     }
 
+    /// Where the hook's requests are.
+    pub fn inbox_dir(&self) -> PathBuf {
+        self.inbox
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join("inbox"))
+    }
+
     fn validate(&self) -> Result<(), (String, String)> {
         let refuse = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
         if self.grace > Duration::from_secs(3600) {
@@ -240,7 +253,14 @@ impl Config {
         if self.docker.timeout.is_zero() {
             return refuse("docker.timeout", "must not be zero");
         }
-        if !self.inbox.is_absolute() {
+        if !self.run_dir.is_absolute() {
+            return refuse("run_dir", "must be an absolute path");
+        }
+        if self
+            .inbox
+            .as_ref()
+            .is_some_and(|inbox| !inbox.is_absolute())
+        {
             return refuse("inbox", "must be an absolute path");
         }
         if !self.docker.socket.is_absolute() {
@@ -298,6 +318,18 @@ mod tests {
     }
 
     #[test]
+    fn the_inbox_is_in_the_run_directory_unless_it_is_named() {
+        assert_eq!(
+            parse("").unwrap().inbox_dir(),
+            Path::new("/run/compose-cleanup/inbox")
+        );
+        let moved = parse("run_dir = \"/r\"").unwrap();
+        assert_eq!(moved.inbox_dir(), Path::new("/r/inbox"));
+        let named = parse("run_dir = \"/r\"\ninbox = \"/i\"").unwrap();
+        assert_eq!(named.inbox_dir(), Path::new("/i"));
+    }
+
+    #[test]
     fn a_whole_file() {
         let config = parse(
             r#"
@@ -343,6 +375,8 @@ mod tests {
     fn wrong_values_are_refused_with_their_key() {
         for (text, key) in [
             ("mode = \"yes\"", "mode"),
+            ("run_dir = \"run\"", "`run_dir`"),
+            ("inbox = \"inbox\"", "`inbox`"),
             ("grace = \"soon\"", "grace"),
             ("grace = \"2h\"", "`grace`"),
             ("[docker]\nsocket = \"docker.sock\"", "`docker.socket`"),

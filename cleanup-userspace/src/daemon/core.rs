@@ -98,7 +98,7 @@ impl Core {
             docker_sender,
         ));
         let (request_sender, mut requests) = mpsc::unbounded_channel();
-        tokio::spawn(follow_inbox(self.host.config.inbox.clone(), request_sender));
+        tokio::spawn(follow_inbox(self.host.config.inbox_dir(), request_sender));
         self.first_survey().await;
         for agent in 0..self.host.agents.len() {
             self.follow_runtime_dir(agent);
