@@ -56,6 +56,11 @@ impl Casebook {
         self.open.contains_key(&container) || self.tombstones.contains_key(&container)
     }
 
+    /// Whether the run's case is at work now.
+    pub fn is_open(&self, container: ContainerId) -> bool {
+        self.open.contains_key(&container)
+    }
+
     pub fn known(&self) -> impl Iterator<Item = ContainerId> {
         self.open.keys().chain(self.tombstones.keys()).copied()
     }
