@@ -1,6 +1,10 @@
 //! The command line: one file for each command.
 
+mod clean;
+mod settings;
 mod watch;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -16,12 +20,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Watch(watch::Watch),
+    Clean(clean::Clean),
 }
 
 impl Cli {
-    pub fn run(self) -> anyhow::Result<()> {
+    /// An error is the exit status 1; what other statuses mean is in each
+    /// command's help.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Watch(watch) => watch.run(),
+            Command::Clean(clean) => clean.run(),
         }
     }
 }

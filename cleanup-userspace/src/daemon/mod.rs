@@ -1,12 +1,15 @@
-//! `compose-cleanup watch`: everything put together.
+//! `compose-cleanup watch`, and `clean`, which does its work once: everything put
+//! together.
 
 mod casebook;
+mod clean;
 mod core;
 mod deaths;
 mod learn;
 mod memory;
 mod preflight;
 mod surveyor;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
 use self::core::Core;
+use self::turn::Turn;
 use crate::case::Host;
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::{Config, Layout, Mode};
@@ -31,6 +36,8 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::raise_descriptor_limit();
     memory::keep_small();
     let mut stop = Stop::new()?;
+    let run_dir = config.run_dir.clone();
+    let turn = Turn::of_watch(&run_dir)?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
@@ -67,6 +74,11 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "agent"
         );
     }
+    // What ends meanwhile waits in the ring.
+    let _turn = tokio::select! {
+        turn = turn.come(&run_dir) => turn?,
+        () = stop.wait() => return Ok(()),
+    };
     let mode = config.mode;
     let host = Arc::new(Host::new(config, hierarchies, launcher, docker, agents));
     if mode == Mode::Observe {
