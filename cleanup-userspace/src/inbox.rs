@@ -12,18 +12,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventStream, Inotify, WatchMask};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, openat, renameat, unlinkat,
 };
 use tokio::sync::mpsc;
 
 use crate::mesos::Identity;
+use crate::run_dir::open_private;
 
 /// The first line of a request.
 const FORMAT: &str = "compose-cleanup-request 1";
 const SUFFIX: &str = ".request";
 const UNFINISHED: &str = ".tmp-";
+/// Before the name of a request that was seen and may not be acted upon yet.
+const HELD: &str = ".held-";
 /// Where what is refused is put, for an operator to look at.
 const REFUSED: &str = "refused";
 const LONGEST_FILE: u64 = 20_000;
@@ -34,7 +37,7 @@ const ABANDONED: Duration = Duration::from_secs(60);
 const RESCAN: Duration = Duration::from_secs(30);
 
 /// "Mesos removed this executor."
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Request {
     pub framework_id: OsString,
     pub executor_id: OsString,
@@ -45,6 +48,26 @@ impl Request {
     pub fn names(&self, run: &Identity) -> bool {
         self.framework_id == run.framework_id && self.executor_id == run.executor_id
     }
+}
+
+/// A request in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Of the file, in the inbox.
+    pub name: String,
+    pub request: Request,
+}
+
+impl Letter {
+    /// Seen by an earlier run that was not to act.
+    pub fn is_held(&self) -> bool {
+        self.name.starts_with(HELD)
+    }
+}
+
+/// The name that the hook gave a file.
+fn written_as(name: &str) -> &str {
+    name.strip_prefix(HELD).unwrap_or(name)
 }
 
 /// Why a file was refused.
@@ -72,30 +95,27 @@ pub struct Inbox {
 impl Inbox {
     /// Makes the directory if there is none, for root alone.
     pub fn open(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)?;
-        let dir = rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let stat = fstat(&dir)?;
-        if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
-            return Err(io::Error::other(
-                "it is not this daemon's own, or others may write to it (mode 0700 is right)",
-            ));
-        }
         Ok(Self {
             path: path.to_owned(),
-            dir,
+            dir: open_private(path)?,
         })
     }
 
     /// Takes every request that lies there, oldest first. Each is given out once.
     pub fn take(&self) -> io::Result<Vec<Request>> {
+        let letters = self.read_all()?;
+        Ok(letters
+            .into_iter()
+            .map(|letter| {
+                self.remove(&letter.name);
+                letter.request
+            })
+            .collect())
+    }
+
+    /// Reads every request that lies there, oldest first, and leaves it there:
+    /// [`Self::remove`] what is done. What is no request is put aside.
+    pub fn read_all(&self) -> io::Result<Vec<Letter>> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
@@ -103,17 +123,14 @@ impl Inbox {
                 names.push(name.to_owned());
             }
         }
-        names.sort();
-        let mut requests = Vec::new();
+        names.sort_by(|a, b| written_as(a).cmp(written_as(b)));
+        let mut letters = Vec::new();
         for name in names {
             if name.starts_with(UNFINISHED) {
                 self.remove_abandoned(&name);
-            } else if name.ends_with(SUFFIX) && !name.starts_with('.') {
+            } else if name.ends_with(SUFFIX) && !written_as(&name).starts_with('.') {
                 match self.read(&name) {
-                    Ok(Ok(request)) => {
-                        requests.push(request);
-                        self.remove(&name);
-                    }
+                    Ok(Ok(request)) => letters.push(Letter { name, request }),
                     Ok(Err(refusal)) => self.put_aside(&name, refusal),
                     // Taken by somebody else meanwhile.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -121,7 +138,34 @@ impl Inbox {
                 }
             }
         }
-        Ok(requests)
+        Ok(letters)
+    }
+
+    /// Keeps a request for a later run that may act, under a hidden name: what
+    /// waits for new requests to come does not see it.
+    pub fn hold(&self, name: &str) {
+        if name.starts_with(HELD) {
+            return;
+        }
+        let held = format!("{HELD}{name}");
+        if let Err(error) = renameat(&self.dir, name, &self.dir, held.as_str()) {
+            tracing::warn!(file = %self.path.join(name).display(), %error, "a request cannot be kept under another name; it stays as it is");
+        }
+    }
+
+    /// What happens in the very directory that is open, whatever its name leads
+    /// to by now.
+    fn events(&self) -> io::Result<EventStream<Vec<u8>>> {
+        let inotify = Inotify::init()?;
+        let own = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&self.dir.as_fd())
+        );
+        inotify.watches().add(
+            own,
+            WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::DELETE_SELF,
+        )?;
+        inotify.into_event_stream(vec![0; 4096])
     }
 
     fn read(&self, name: &str) -> io::Result<Result<Request, Refusal>> {
@@ -151,7 +195,8 @@ impl Inbox {
         Ok(parse(&bytes))
     }
 
-    fn remove(&self, name: &str) {
+    /// A request is done with.
+    pub fn remove(&self, name: &str) {
         if let Err(error) = unlinkat(&self.dir, name, AtFlags::empty()) {
             tracing::debug!(name, %error, "a request that was taken cannot be removed");
         }
@@ -172,7 +217,7 @@ impl Inbox {
             "a request in the inbox is refused: {refusal}"
         );
         let _ = mkdirat(&self.dir, REFUSED, Mode::RWXU);
-        let aside = format!("{REFUSED}/{name}");
+        let aside = format!("{REFUSED}/{}", written_as(name));
         if renameat(&self.dir, name, &self.dir, aside.as_str()).is_err() {
             self.remove(name);
         }
@@ -198,20 +243,25 @@ pub async fn follow_inbox(path: PathBuf, requests: mpsc::UnboundedSender<Request
     }
 }
 
+/// Waits until a request lies in the inbox that is not held.
+pub async fn wait_for_request(path: &Path) -> io::Result<()> {
+    loop {
+        let inbox = Inbox::open(path)?;
+        let mut events = inbox.events()?;
+        if !inbox.read_all()?.iter().all(Letter::is_held) {
+            return Ok(());
+        }
+        // Nothing for a while: is it still the directory of that name?
+        if let Ok(Some(event)) = tokio::time::timeout(RESCAN, events.next()).await {
+            event?;
+        }
+    }
+}
+
 /// Until the directory has to be opened anew.
 async fn follow(path: &Path, requests: &mpsc::UnboundedSender<Request>) -> io::Result<()> {
     let inbox = Inbox::open(path)?;
-    let inotify = Inotify::init()?;
-    // The very directory that is open, whatever its name leads to by now.
-    let own = format!(
-        "/proc/self/fd/{}",
-        std::os::fd::AsRawFd::as_raw_fd(&inbox.dir.as_fd())
-    );
-    inotify.watches().add(
-        own,
-        WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::DELETE_SELF,
-    )?;
-    let mut events = inotify.into_event_stream(vec![0; 4096])?;
+    let mut events = inbox.events()?;
     loop {
         for request in inbox.take()? {
             let _ = requests.send(request);
@@ -347,6 +397,51 @@ mod tests {
         assert_eq!(fs::read_dir(path(REFUSED)).unwrap().count(), 6);
         assert!(path(".tmp-9").exists() && path("notes.txt").exists());
         assert!(fs::read_to_string("/etc/passwd").unwrap().contains("root"));
+    }
+
+    #[test]
+    fn what_is_read_stays_and_what_is_held_is_hidden_but_not_lost() {
+        let (_dir, inbox) = inbox();
+        let path = |name: &str| inbox.path.join(name);
+        fs::write(path("1-1-0.request"), text(b"F", b"first")).unwrap();
+        fs::write(path("2-1-0.request"), text(b"F", b"second")).unwrap();
+        fs::write(path(".held-3-1-0.request"), "garbage").unwrap();
+        let names = || {
+            let letters = inbox.read_all().unwrap();
+            letters
+                .into_iter()
+                .map(|letter| letter.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(), ["1-1-0.request", "2-1-0.request"]);
+        assert!(path(REFUSED).join("3-1-0.request").exists());
+        inbox.hold("1-1-0.request");
+        // Still the oldest.
+        assert_eq!(names(), [".held-1-1-0.request", "2-1-0.request"]);
+        inbox.hold(".held-1-1-0.request");
+        inbox.remove("2-1-0.request");
+        assert_eq!(names(), [".held-1-1-0.request"]);
+        assert_eq!(inbox.take().unwrap()[0].executor_id, "first");
+        assert_eq!(inbox.read_all().unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_held_request_is_not_waited_for_and_a_new_one_is() {
+        let (_dir, inbox) = inbox();
+        let path = inbox.path.clone();
+        fs::write(path.join("1-1-0.request"), text(b"F", b"E")).unwrap();
+        inbox.hold("1-1-0.request");
+        let waits = tokio::spawn({
+            let path = path.clone();
+            async move { wait_for_request(&path).await }
+        });
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waits.is_finished());
+        fs::write(path.join(".tmp-2"), text(b"F", b"E")).unwrap();
+        fs::rename(path.join(".tmp-2"), path.join("2-1-0.request")).unwrap();
+        waits.await.unwrap().unwrap();
     }
 
     #[test]

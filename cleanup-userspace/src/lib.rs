@@ -17,3 +17,4 @@ pub mod probe;
 pub mod process;
 pub mod reconcile;
 pub mod registry;
+pub mod run_dir;

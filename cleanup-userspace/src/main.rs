@@ -5,7 +5,7 @@ use cleanup_userspace::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("compose-cleanup: {error:#}");
             ExitCode::FAILURE

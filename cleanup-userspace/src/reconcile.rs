@@ -40,6 +40,11 @@ pub struct Unknown {
 
 /// Looks at everything that exists, except the runs in `known`. Blocks.
 pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
+    // With no executor alive there is no helper to tell whose the runtime
+    // directory is, and what is dead would wait for its agent for ever.
+    for agent in &host.agents {
+        agent.verify();
+    }
     let mut survey = Survey::default();
     let mut claimed = None;
     for container in candidates(host) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::clean::Clean;
 use crate::docker::Dockerd;
 use crate::log;
 use crate::mesos::agent::{Agent, AgentOptions};
@@ -13,7 +14,7 @@ use crate::mesos::framework::Framework;
 use crate::mesos::spec::ExecutorSpec;
 use crate::mesos::{pod, runtime};
 use crate::scratch::Scratch;
-use crate::watcher::{AgentPlace, Watcher};
+use crate::watcher::{AgentPlace, Watcher, configure};
 
 const POD: Duration = Duration::from_secs(120);
 
@@ -81,6 +82,13 @@ impl Host {
     pub fn watch(&self, options: &str) -> Result<Watcher> {
         let agent = AgentPlace::of(&self.agent, &self.scratch);
         Watcher::start(&self.scratch, &self.docker, &[agent], options)
+    }
+
+    /// `compose-cleanup clean --from-inbox`, configured as [`Self::watch`] does.
+    pub fn clean(&self, options: &str, arguments: &[&str]) -> Result<Clean> {
+        let agent = AgentPlace::of(&self.agent, &self.scratch);
+        let config = configure(&self.scratch, &self.docker.socket(), &[agent], options)?;
+        Clean::spawn(&self.scratch, &config, arguments)
     }
 
     /// The daemon at its work, with times that suit a test.

@@ -9,6 +9,7 @@
 
 pub mod bins;
 pub mod cgroups;
+pub mod clean;
 pub mod command;
 pub mod docker;
 pub mod hook;

@@ -36,6 +36,48 @@ impl AgentPlace {
     }
 }
 
+/// Writes a configuration with `options` (TOML, top-level keys first) for a
+/// daemon of this scratch, which shares nothing with those of others.
+pub fn configure(
+    scratch: &Scratch,
+    socket: &Path,
+    agents: &[AgentPlace],
+    options: &str,
+) -> Result<PathBuf> {
+    let mut config = format!(
+        "log_format = \"json\"\nrun_dir = {:?}\ninbox = {:?}\n{options}\n\
+         [journal]\npath = {:?}\n[docker]\nsocket = {:?}\n",
+        scratch.path().join("run-dir").display(),
+        Watcher::inbox(scratch).display(),
+        Watcher::journal(scratch).display(),
+        socket.display()
+    );
+    for agent in agents {
+        config += &format!(
+            "[[agents]]\nwork_dir = {:?}\nruntime_dir = {:?}\ncgroups_root = {:?}\n",
+            agent.work_dir.display(),
+            agent.runtime_dir.display(),
+            agent.cgroups_root
+        );
+    }
+    let path = scratch.path().join("compose-cleanup.toml");
+    fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// What a program has logged, one JSON object a line.
+pub fn log_lines(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    // The last line may still be on its way.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .map(|line| {
+            serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"))
+        })
+        .collect()
+}
+
 /// A running `compose-cleanup watch`.
 #[derive(Debug)]
 pub struct Watcher {
@@ -64,21 +106,7 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        let mut config = format!(
-            "log_format = \"json\"\ninbox = {:?}\n{options}\n[docker]\nsocket = {:?}\n",
-            Self::inbox(scratch).display(),
-            socket.display()
-        );
-        for agent in agents {
-            config += &format!(
-                "[[agents]]\nwork_dir = {:?}\nruntime_dir = {:?}\ncgroups_root = {:?}\n",
-                agent.work_dir.display(),
-                agent.runtime_dir.display(),
-                agent.cgroups_root
-            );
-        }
-        let path = scratch.path().join("compose-cleanup.toml");
-        fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        let path = configure(scratch, socket, agents, options)?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", "warn,cleanup_userspace=debug");
@@ -95,6 +123,11 @@ impl Watcher {
         scratch.path().join("inbox")
     }
 
+    /// The journal of the daemons of this scratch.
+    pub fn journal(scratch: &Scratch) -> PathBuf {
+        scratch.path().join("journal/journal.db")
+    }
+
     pub fn pid(&self) -> i32 {
         self.service.pid()
     }
@@ -105,15 +138,7 @@ impl Watcher {
 
     /// Everything it has logged, one JSON object a line.
     pub fn lines(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(self.log_path()).context("reading the daemon's log")?;
-        // The last line may still be on its way.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| {
-                serde_json::from_str(line).with_context(|| format!("not a line of JSON: {line}"))
-            })
-            .collect()
+        log_lines(self.log_path())
     }
 
     /// The lines with this message.

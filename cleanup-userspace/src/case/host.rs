@@ -11,7 +11,7 @@ use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::Config;
 use crate::docker::{Docker, Index};
 use crate::journal::Journal;
-use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir};
+use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
 use crate::process::Proc;
 use crate::registry::{AgentIndex, Registry};
 
@@ -50,7 +50,8 @@ pub struct Agent {
     /// Parents of living helpers, for the watch: kept apart, since the watch is
     /// locked while it reads `/proc`.
     learnt: Mutex<Vec<Proc>>,
-    /// The parent of a living helper that the runtime directory named.
+    /// The parent of a living helper that the runtime directory named, or an agent
+    /// whose own flags name that directory.
     verified_by: Mutex<Option<Proc>>,
 }
 
@@ -69,6 +70,16 @@ impl Agent {
     /// now, so that a container's absence from it means something.
     pub fn is_verified(&self) -> bool {
         lock(&self.verified_by).is_some_and(Proc::is_alive)
+    }
+
+    /// Looks for the agent's process and the flags that it was started with, if
+    /// nothing else verified it. Reads `/proc`: not for the event path.
+    pub fn verify(&self) {
+        if !self.is_verified()
+            && let Some(agent) = running_agent(&self.dirs)
+        {
+            *lock(&self.verified_by) = Some(agent);
+        }
     }
 
     /// A living helper has this parent; `listed`: the runtime directory named it.

@@ -57,7 +57,8 @@ impl Ending {
             };
         };
         if state.exit_code != SIGKILLED {
-            return if stopped == Stopped::Done {
+            // Docker's "not modified" (304) reaches us as done.
+            return if stopped == Stopped::Done && state.finished >= asked {
                 Self::Term
             } else {
                 Self::Already
@@ -317,6 +318,7 @@ mod tests {
             (Stopped::Done, state(137, 100.3), Ending::AgentKill),
             (Stopped::NothingToDo, state(137, 100.0), Ending::AgentKill),
             (Stopped::NothingToDo, state(0, 50.0), Ending::Already),
+            (Stopped::Done, state(0, 50.0), Ending::Already),
             (Stopped::NothingToDo, None, Ending::Already),
             (Stopped::Done, None, Ending::Term),
         ] {

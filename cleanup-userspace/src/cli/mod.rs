@@ -2,8 +2,12 @@
 
 mod case;
 mod cases;
+mod clean;
 mod history;
+mod settings;
 mod watch;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -21,14 +25,18 @@ enum Command {
     Watch(watch::Watch),
     Cases(cases::Cases),
     Case(case::Case),
+    Clean(clean::Clean),
 }
 
 impl Cli {
-    pub fn run(self) -> anyhow::Result<()> {
+    /// An error is the exit status 1; what other statuses mean is in each
+    /// command's help.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Watch(watch) => watch.run(),
-            Command::Cases(cases) => cases.run(),
-            Command::Case(case) => case.run(),
+            Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
+            Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
+            Command::Clean(clean) => clean.run(),
         }
     }
 }

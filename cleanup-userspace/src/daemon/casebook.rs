@@ -42,16 +42,9 @@ struct Open {
 }
 
 impl Casebook {
-    pub fn new(
-        host: Arc<Host>,
-        sender: UnboundedSender<Message>,
-        unfinished: Vec<Unfinished>,
-    ) -> Self {
-        let of = |unfinished: &Unfinished| {
-            Some((unfinished.opening.container.parse().ok()?, unfinished.case))
-        };
+    pub fn new(host: Arc<Host>, sender: UnboundedSender<Message>) -> Self {
         Self {
-            unfinished: unfinished.iter().filter_map(of).collect(),
+            unfinished: HashMap::new(),
             host,
             sender,
             open: HashMap::new(),
@@ -65,6 +58,11 @@ impl Casebook {
     /// Whether the run's case is open or was closed.
     pub fn knows(&self, container: ContainerId) -> bool {
         self.open.contains_key(&container) || self.tombstones.contains_key(&container)
+    }
+
+    /// Whether the run's case is at work now.
+    pub fn is_open(&self, container: ContainerId) -> bool {
+        self.open.contains_key(&container)
     }
 
     pub fn known(&self) -> impl Iterator<Item = ContainerId> {
@@ -157,6 +155,14 @@ impl Casebook {
                 self.tombstones.remove(&oldest);
             }
         }
+    }
+
+    /// Cases that an earlier start left open.
+    pub fn expect(&mut self, unfinished: &[Unfinished]) {
+        let of = |unfinished: &Unfinished| {
+            Some((unfinished.opening.container.parse().ok()?, unfinished.case))
+        };
+        self.unfinished.extend(unfinished.iter().filter_map(of));
     }
 
     /// After everything was looked at: cases of an earlier life whose runs have

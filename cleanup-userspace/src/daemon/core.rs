@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often everything that exists is compared with what is known.
 const SURVEY_EVERY: Duration = Duration::from_secs(60);
 /// How long the end waits for the journal to be written.
-const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the loop is told by its own tasks.
 #[derive(Debug)]
@@ -77,10 +77,12 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(host: Arc<Host>, probe: Probe, unfinished: Vec<Unfinished>) -> Self {
+    pub fn new(host: Arc<Host>, probe: Probe, unfinished: &[Unfinished]) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
+        let mut casebook = Casebook::new(Arc::clone(&host), sender.clone());
+        casebook.expect(unfinished);
         Self {
-            casebook: Casebook::new(Arc::clone(&host), sender.clone(), unfinished),
+            casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
             host,
             probe,

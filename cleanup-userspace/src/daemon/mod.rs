@@ -1,12 +1,15 @@
-//! `compose-cleanup watch`: everything put together.
+//! `compose-cleanup watch`, and `clean`, which does its work once: everything put
+//! together.
 
 mod casebook;
+mod clean;
 mod core;
 mod deaths;
 mod learn;
 mod memory;
 mod preflight;
 mod surveyor;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +17,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
 use self::core::Core;
+use self::turn::Turn;
 use crate::case::Host;
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
-use crate::journal::Journal;
+use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
 use crate::probe::{self, Probe, ProbeOptions, RootSpec};
 
@@ -32,6 +37,8 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::raise_descriptor_limit();
     memory::keep_small();
     let mut stop = Stop::new()?;
+    let run_dir = config.run_dir.clone();
+    let turn = Turn::of_watch(&run_dir)?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
@@ -68,13 +75,13 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "agent"
         );
     }
-    let mode = config.mode;
-    let (journal, unfinished) = if config.journal.enabled {
-        let settings = (&config.journal).into();
-        tokio::task::spawn_blocking(|| Journal::open(settings)).await?
-    } else {
-        (Journal::disabled(), Vec::new())
+    // What ends meanwhile waits in the ring.
+    let _turn = tokio::select! {
+        turn = turn.come(&run_dir) => turn?,
+        () = stop.wait() => return Ok(()),
     };
+    let mode = config.mode;
+    let (journal, unfinished) = open_journal(&config).await?;
     let host = Arc::new(Host::new(
         config,
         hierarchies,
@@ -88,8 +95,17 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    Core::new(host, probe, unfinished).run(stop.wait()).await;
+    Core::new(host, probe, &unfinished).run(stop.wait()).await;
     Ok(())
+}
+
+/// The journal, and the cases that it has open.
+async fn open_journal(config: &Config) -> anyhow::Result<(Journal, Vec<Unfinished>)> {
+    if !config.journal.enabled {
+        return Ok((Journal::disabled(), Vec::new()));
+    }
+    let settings = (&config.journal).into();
+    Ok(tokio::task::spawn_blocking(|| Journal::open(settings)).await?)
 }
 
 /// Where the launcher puts containers, and how.

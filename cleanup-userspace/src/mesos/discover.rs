@@ -12,7 +12,7 @@ use std::{fs, io};
 use super::agent::base_name;
 use super::{ContainerId, Identity};
 use crate::cgroup::{CgroupsRoot, membership};
-use crate::process;
+use crate::process::{self, Proc};
 
 /// Where one agent keeps its things, as paths that this process can open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,27 @@ pub fn discover() -> Vec<AgentDirs> {
         }
     }
     found
+}
+
+/// The running agent whose own flags name these very directories: it keeps its
+/// containers in this runtime directory, and nowhere else.
+///
+/// An executor could start a process that looks the same; not as the user who
+/// owns the agent's checkpoints, unless it is that user anyway.
+pub fn running_agent(dirs: &AgentDirs) -> Option<Proc> {
+    use std::os::unix::fs::MetadataExt as _;
+    let owner = fs::metadata(dirs.work_dir.join("meta")).ok()?.uid();
+    process::all().ok()?.into_iter().find_map(|pid| {
+        let agent = Proc::of(pid)?;
+        if !is_agent_process(pid) {
+            return None;
+        }
+        let named = dirs_of_agent(pid)?;
+        let ours = same_directory(&named.work_dir, &dirs.work_dir)
+            && same_directory(&named.runtime_dir, &dirs.runtime_dir);
+        let user = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        (ours && user == owner && agent.is_alive()).then_some(agent)
+    })
 }
 
 /// What a living launcher helper shows of its agent: the runtime directory in
@@ -257,8 +278,27 @@ mod tests {
         let found = discover()
             .into_iter()
             .find(|dirs| dirs.work_dir == work_dir);
+        // Known to be running, if it is this user's and names these directories.
+        let default = Path::new(DEFAULT_RUNTIME_DIR);
+        let dirs = |runtime_dir: &Path| AgentDirs {
+            work_dir: work_dir.clone(),
+            runtime_dir: runtime_dir.to_owned(),
+            cgroups_root: CgroupsRoot::default(),
+        };
+        let without_checkpoints = running_agent(&dirs(default));
+        fs::create_dir_all(work_dir.join("meta")).unwrap();
+        let elsewhere = running_agent(&dirs(dir.path()));
+        let running = default
+            .exists()
+            .then(|| running_agent(&dirs(default)).map(|agent| agent.pid));
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!((without_checkpoints, elsewhere), (None, None));
+        // Only where the host has that directory can two paths be compared.
+        if let Some(running) = running {
+            assert_eq!(running, Some(child.id()));
+        }
+        assert_eq!(running_agent(&dirs(default)), None);
         let found = found.expect("the agent");
         assert_eq!(found.runtime_dir, Path::new(DEFAULT_RUNTIME_DIR));
         assert_eq!(found.cgroups_root.as_path(), Path::new("my/mesos"));

@@ -10,7 +10,7 @@ mod watch;
 
 pub use agent::{AgentState, AgentWatch};
 pub use container_id::{ContainerId, NotAContainerId};
-pub use discover::{AgentDirs, discover};
+pub use discover::{AgentDirs, discover, running_agent};
 pub use runtime_dir::RuntimeDir;
 pub use sandbox::Identity;
 pub use watch::{RuntimeChange, watch_runtime_dir};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -70,6 +71,10 @@ pub struct AgentOptions {
     pub isolation: String,
     pub registry: Registry,
     pub hook: Option<HookModule>,
+    /// Its process is called `mesos-agent` and shows the directories that it uses,
+    /// as a released one that was told them. Ours is called otherwise: most of what
+    /// is found out about an agent must not need its name.
+    pub known_by_name: bool,
     /// More settings, `MESOS_…`, for master and agent; they win over ours.
     pub env: Vec<(String, String)>,
 }
@@ -92,6 +97,7 @@ impl Default for AgentOptions {
             isolation: "cgroups/cpu,cgroups/mem,cgroups/pids".to_owned(),
             registry: Registry::InMemory,
             hook: None,
+            known_by_name: false,
             env: Vec::new(),
         }
     }
@@ -106,6 +112,7 @@ pub struct Agent {
     program: PathBuf,
     arguments: Vec<PathBuf>,
     environment: BTreeMap<String, String>,
+    known_by_name: bool,
     cgroups: CgroupRoot,
     service: Option<Service>,
 }
@@ -126,6 +133,7 @@ impl Agent {
         let port = free_port()?;
         let mut agent = Self {
             endpoint: format!("127.0.0.1:{port}"),
+            known_by_name: options.known_by_name,
             environment: environment(scratch, runtime, options, &dir, port)?,
             cgroups: scratch.cgroups().clone(),
             dir,
@@ -210,6 +218,12 @@ impl Agent {
             .args(&self.arguments)
             .env_clear()
             .envs(&self.environment);
+        if self.known_by_name {
+            command
+                .arg0("mesos-agent")
+                .env("MESOS_WORK_DIR", self.work_dir())
+                .env("MESOS_RUNTIME_DIR", self.runtime_dir());
+        }
         let log = self.log_path();
         let mut service = Service::spawn(command, &log)?;
         wait::try_until(START, "the agent to register", || {

@@ -1,12 +1,16 @@
 //! The hook module and the daemon on one host: whichever notices first, a pod is
-//! cleaned once.
+//! cleaned once, and with the daemon missing the requests wait or are taken by
+//! `compose-cleanup clean`.
+
+mod clean;
+mod one_at_a_time;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cleanup_tests::hook;
+use cleanup_tests::hook::{self, inbox::hex};
 use cleanup_tests::host::Host;
 use cleanup_tests::mesos::agent::{AgentOptions, HookModule};
 use cleanup_tests::scratch::Scratch;
@@ -34,14 +38,39 @@ fn hooked(name: &str, options: AgentOptions) -> Result<Host> {
     Host::on(scratch, MESOS, options, &[])
 }
 
-fn requests(host: &Host) -> Result<usize> {
+/// Names of the requests in the inbox, those that are kept for later included.
+fn requests(host: &Host) -> Result<Vec<String>> {
     let entries = fs::read_dir(Watcher::inbox(&host.scratch))?;
-    let names = entries.map(|entry| Ok(entry?.file_name()));
-    let names: Vec<_> = names.collect::<Result<_>>()?;
-    Ok(names
-        .iter()
-        .filter(|name| name.to_string_lossy().ends_with(".request"))
-        .count())
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names: Vec<_> = names.collect::<Result<_>>()?;
+    names.retain(|name| name.ends_with(".request"));
+    Ok(names)
+}
+
+/// The agent has called the hook.
+fn wait_request(host: &Host) -> Result<()> {
+    wait::until(SOON, "the hook's request", || {
+        requests(host)
+            .is_ok_and(|names| names.len() == 1)
+            .then_some(())
+    })
+}
+
+/// What the hook would write.
+fn request_text(framework_id: &str, executor_id: &str) -> String {
+    format!(
+        "compose-cleanup-request 1\nframework_id={}\nexecutor_id={}\ntime_ns=1\nagent_pid=1\nmesos=1.11.0\nend\n",
+        hex(framework_id.as_bytes()),
+        hex(executor_id.as_bytes())
+    )
+}
+
+/// Writes a request as the hook does.
+fn ask(host: &Host, name: &str, text: &str) -> Result<()> {
+    let inbox = Watcher::inbox(&host.scratch);
+    fs::write(inbox.join(".tmp-x"), text)?;
+    fs::rename(inbox.join(".tmp-x"), inbox.join(name))?;
+    Ok(())
 }
 
 #[test]
@@ -51,12 +80,23 @@ fn both_notice_and_the_pod_is_cleaned_once() -> Result<()> {
     let pod = host.run_pod("we b\"pod", 2, "")?;
     let neighbour = host.run_pod("neighbour", 1, "")?;
     pod.executor.sigkill_executor()?;
+    // Whoever starts it meanwhile (a systemd unit) does no harm.
+    let clean = host.clean(PATIENT, &[])?.end()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["origin"], "kernel", "{case}");
     assert_eq!(case["also"], "hook", "{case}");
+    clean.expect(0);
+    assert_eq!(clean.said("case")?.len(), 0);
+    ensure!(
+        clean.output.contains("takes the requests itself"),
+        "{}",
+        clean.output
+    );
     host.ensure_clean(&pod, &case)?;
     wait::until(SOON, "the inbox to be empty", || {
-        requests(&host).is_ok_and(|count| count == 0).then_some(())
+        requests(&host)
+            .is_ok_and(|names| names.is_empty())
+            .then_some(())
     })?;
     assert_eq!(watcher.said("case")?.len(), 1);
     ensure!(neighbour.executor.executor().alive());
@@ -74,14 +114,12 @@ fn the_hook_alone_notices() -> Result<()> {
     watcher.kill9()?;
     pod.executor.sigkill_executor()?;
     host.framework.wait_terminal(&pod.task_id, SOON)?;
-    wait::until(SOON, "the hook's request", || {
-        requests(&host).is_ok_and(|count| count == 1).then_some(())
-    })?;
+    wait_request(&host)?;
     let watcher = host.enforce()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["origin"], "hook", "{case}");
     host.ensure_clean(&pod, &case)?;
-    assert_eq!(requests(&host)?, 0);
+    assert_eq!(requests(&host)?, Vec::<String>::new());
     assert_eq!(twin.executor.running_pod(&host.docker)?.len(), 1);
     Ok(())
 }
@@ -92,19 +130,12 @@ fn a_request_for_a_living_executor_changes_nothing() -> Result<()> {
     let host = hooked("living", AgentOptions::default())?;
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
-    let hex = |text: &str| {
-        text.bytes()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    };
-    let request = format!(
-        "compose-cleanup-request 1\nframework_id={}\nexecutor_id={}\ntime_ns=1\nagent_pid=1\nmesos=1.11.0\nend\n",
-        hex(pod.executor.framework_id()),
-        hex("pod")
-    );
+    ask(
+        &host,
+        "1-1-1.request",
+        &request_text(pod.executor.framework_id(), "pod"),
+    )?;
     let inbox = Watcher::inbox(&host.scratch);
-    fs::write(inbox.join(".tmp-x"), request)?;
-    fs::rename(inbox.join(".tmp-x"), inbox.join("1-1-1.request"))?;
     fs::write(inbox.join("2-1-1.request"), "garbage")?;
     watcher.wait_message("the hook told of an executor")?;
     // Longer than two surveys.

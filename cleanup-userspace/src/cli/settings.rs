@@ -1,0 +1,103 @@
+//! What the commands that act share: where the configuration is, which of it is
+//! overridden, and the log.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Action, Config, LogFormat, Mode, Teardown};
+
+#[derive(Debug, Args)]
+pub(super) struct Settings {
+    /// Configuration file (TOML); flags override it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Whether to act ("enforce") or only to say what would be done ("observe").
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+
+    /// The same as --mode observe.
+    #[arg(long, conflicts_with = "mode")]
+    dry_run: bool,
+
+    /// What is done with the containers of a dead executor.
+    #[arg(long, value_enum)]
+    action: Option<Action>,
+
+    /// When the run's own cgroups are removed.
+    ///
+    /// "immediate" does not wait for the agent: a living agent's own destroy of
+    /// the container then fails (the container stays in DESTROYING until the
+    /// agent is restarted, container_destroy_errors rises), and an early removal
+    /// of the memory cgroup can be reported to the framework as an OOM kill.
+    #[arg(long, value_enum)]
+    teardown: Option<Teardown>,
+
+    /// How long a container may take to end after its stop signal ("10s").
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    grace: Option<Duration>,
+
+    /// Docker's socket.
+    #[arg(long, value_name = "PATH")]
+    docker_socket: Option<PathBuf>,
+
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+impl Settings {
+    /// The file, or the defaults, with what was given on the command line.
+    pub(super) fn configuration(self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if self.dry_run {
+            config.mode = Mode::Observe;
+        }
+        let Self {
+            config: _,
+            mode,
+            dry_run: _,
+            action,
+            teardown,
+            grace,
+            docker_socket,
+            log_format,
+        } = self;
+        set(&mut config.mode, mode);
+        set(&mut config.action, action);
+        set(&mut config.teardown, teardown);
+        set(&mut config.grace, grace);
+        set(&mut config.docker.socket, docker_socket);
+        set(&mut config.log_format, log_format);
+        Ok(config)
+    }
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// To standard error; `RUST_LOG` filters.
+pub(super) fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Human => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

@@ -1,0 +1,213 @@
+//! One at a time: `watch` and `clean` never act on a host together.
+//!
+//! The lock is flock(2) on `daemon.lock` in the run directory: the kernel lets go
+//! of it however its holder ends. The text in the file, `watch 1234`, is for
+//! messages and for the one question of who holds it; the lock itself is the
+//! proof that somebody does. The file is never removed by us: a lock on a file
+//! without a name locks nobody out.
+
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, statat};
+
+use super::open_private;
+
+const NAME: &str = "daemon.lock";
+/// Longer than what any holder writes.
+const LONGEST: u64 = 64;
+
+/// Which command of this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Watch,
+    Clean,
+}
+
+impl Who {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Watch => "watch",
+            Self::Clean => "clean",
+        }
+    }
+}
+
+/// Who holds the lock, by its own words: `None` in the moment between the lock
+/// and the words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupant(Option<(Who, u32)>);
+
+impl Occupant {
+    pub fn who(self) -> Option<Who> {
+        self.0.map(|(who, _)| who)
+    }
+}
+
+impl fmt::Display for Occupant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some((who, pid)) => write!(f, "`compose-cleanup {}`, process {pid}", who.as_str()),
+            None => f.write_str("another process of compose-cleanup"),
+        }
+    }
+}
+
+/// How an attempt to take the lock ended.
+#[derive(Debug)]
+pub enum Attempt {
+    Taken(RunLock),
+    Held(Occupant),
+}
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+/// The lock could neither be taken nor be found held.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot lock {path}: {error}; two cleaners must not act at once, so the run directory \
+     (`run_dir`) has to be one that only root may write to"
+)]
+pub struct LockError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+impl RunLock {
+    /// Takes the lock if nobody has it. Never waits.
+    pub fn attempt(run_dir: &Path, who: Who) -> Result<Attempt, LockError> {
+        attempt(run_dir, who).map_err(|error| LockError {
+            path: run_dir.join(NAME),
+            error,
+        })
+    }
+}
+
+fn attempt(run_dir: &Path, who: Who) -> io::Result<Attempt> {
+    let dir = open_private(run_dir)?;
+    loop {
+        // NONBLOCK: whatever was put there must not hold anybody up.
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&dir, NAME, flags, Mode::RUSR | Mode::WUSR)?);
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(read(&mut file))),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Somebody may have tidied the file away between its opening and its lock.
+        let ours = fstat(&file)?;
+        let named = match statat(&dir, NAME, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => named,
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino) {
+            continue;
+        }
+        // A full tmpfs takes no words; the lock holds without them.
+        let _ = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{} {}", who.as_str(), std::process::id()));
+        return Ok(Attempt::Taken(RunLock { _file: file }));
+    }
+}
+
+fn read(file: &mut File) -> Occupant {
+    let mut text = String::new();
+    let words = file
+        .rewind()
+        .and_then(|()| file.take(LONGEST).read_to_string(&mut text));
+    let parse = || {
+        let (who, pid) = text.trim_end().split_once(' ')?;
+        let who = [Who::Watch, Who::Clean]
+            .into_iter()
+            .find(|known| known.as_str() == who)?;
+        Some((who, pid.parse().ok()?))
+    };
+    Occupant(words.ok().and_then(|_| parse()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn take(dir: &Path, who: Who) -> Attempt {
+        RunLock::attempt(dir, who).unwrap()
+    }
+
+    #[test]
+    fn one_at_a_time_and_the_other_is_told_who() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("a/run");
+        let Attempt::Taken(lock) = take(&run_dir, Who::Clean) else {
+            panic!("nobody has it");
+        };
+        let Attempt::Held(occupant) = take(&run_dir, Who::Watch) else {
+            panic!("it is held");
+        };
+        assert_eq!(occupant.who(), Some(Who::Clean));
+        let said = occupant.to_string();
+        assert!(
+            said.contains("`compose-cleanup clean`")
+                && said.contains(&std::process::id().to_string()),
+            "{said}"
+        );
+        drop(lock);
+        assert!(matches!(take(&run_dir, Who::Watch), Attempt::Taken(_)));
+    }
+
+    #[test]
+    fn what_an_earlier_one_or_anybody_wrote_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        drop(take(&run_dir, Who::Watch));
+        fs::write(run_dir.join(NAME), [0xff; 500]).unwrap();
+        let Attempt::Taken(_lock) = take(&run_dir, Who::Watch) else {
+            panic!("nobody has it");
+        };
+        let text = fs::read_to_string(run_dir.join(NAME)).unwrap();
+        assert_eq!(text, format!("watch {}\n", std::process::id()));
+        // Garbage while it is held: held by somebody.
+        fs::write(run_dir.join(NAME), "clean me").unwrap();
+        assert!(matches!(
+            take(&run_dir, Who::Clean),
+            Attempt::Held(Occupant(None))
+        ));
+    }
+
+    #[test]
+    fn a_file_that_was_tidied_away_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let _old = take(&run_dir, Who::Watch);
+        fs::remove_file(run_dir.join(NAME)).unwrap();
+        assert!(matches!(take(&run_dir, Who::Watch), Attempt::Taken(_)));
+    }
+
+    #[test]
+    fn neither_links_nor_other_peoples_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "mine").unwrap();
+        std::os::unix::fs::symlink(&other, run_dir.join(NAME)).unwrap();
+        let error = RunLock::attempt(&run_dir, Who::Watch).unwrap_err();
+        assert!(error.to_string().contains("run_dir"), "{error}");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "mine");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(RunLock::attempt(&link, Who::Watch).is_err());
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(&run_dir, mode).unwrap();
+        assert!(RunLock::attempt(&run_dir, Who::Watch).is_err());
+    }
+}
