@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::case::Exclude;
 use crate::cgroup::CgroupsRoot;
 use crate::mesos::AgentDirs;
 
@@ -125,6 +126,8 @@ pub struct Config {
     pub cgroup: CgroupConfig,
     pub probe: ProbeConfig,
     pub journal: JournalConfig,
+    /// Executors that are left alone.
+    pub exclude: Vec<Exclude>,
     /// The Mesos agents of this host. Empty: found by looking at what runs.
     pub agents: Vec<AgentConfig>,
 }
@@ -208,6 +211,7 @@ impl Default for Config {
             cgroup: CgroupConfig::default(),
             probe: ProbeConfig::default(),
             journal: JournalConfig::default(),
+            exclude: Vec::new(),
             agents: Vec::new(),
         }
     }
@@ -326,6 +330,12 @@ impl Config {
         }
         if self.journal.max_bytes < SMALLEST_JOURNAL {
             return refuse("journal.max_bytes", "must be at least 4194304 (4 MiB)");
+        }
+        if let Some(at) = self.exclude.iter().position(Exclude::is_empty) {
+            return refuse(
+                &format!("exclude[{at}]"),
+                "needs a pattern: framework, executor or both",
+            );
         }
         for (at, agent) in self.agents.iter().enumerate() {
             for (key, dir) in [
@@ -454,6 +464,8 @@ mod tests {
             ("[journal]\nmax_bytes = 1000", "`journal.max_bytes`"),
             ("[journal]\nmax_age = \"long\"", "max_age"),
             ("[[agents]]\nwork_dir = \"work\"", "`agents[0].work_dir`"),
+            ("[[exclude]]\nexecutor = \"a[\"", "`a[`"),
+            ("[[exclude]]", "`exclude[0]`"),
             (
                 "[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../x\"",
                 "cgroups root",

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::Death;
 use super::decide::Policy;
 use super::effects::{self, Look};
+use super::exclude::is_excluded;
 use super::host::Host;
 use super::ledger::Ledger;
 use super::pod::{self, Answer, Found};
@@ -97,8 +98,8 @@ impl Ground for Arc<Host> {
         Policy::from(&self.config)
     }
 
-    fn is_excluded(&self, _run: &Run) -> Option<bool> {
-        Some(false)
+    fn is_excluded(&self, run: &Run) -> Option<bool> {
+        is_excluded(&self.config.exclude, run.identity.as_ref())
     }
 
     fn is_verified(&self, run: &Run) -> bool {

@@ -4,6 +4,7 @@ mod case;
 mod cases;
 mod clean;
 mod history;
+mod hold;
 mod settings;
 mod watch;
 
@@ -26,6 +27,8 @@ enum Command {
     Cases(cases::Cases),
     Case(case::Case),
     Clean(clean::Clean),
+    Hold(hold::Hold),
+    Release(hold::Release),
 }
 
 impl Cli {
@@ -37,6 +40,8 @@ impl Cli {
             Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
             Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
             Command::Clean(clean) => clean.run(),
+            Command::Hold(hold) => hold.run().map(|()| ExitCode::SUCCESS),
+            Command::Release(release) => release.run().map(|()| ExitCode::SUCCESS),
         }
     }
 }
