@@ -1,5 +1,6 @@
 //! Places between two steps at which a test may end the process, as a power cut
-//! would. In a build without the feature `crash-points` there are none.
+//! would. A release build has none, unless it was asked for by the feature
+//! `crash-points`.
 
 use super::decide::Step;
 
@@ -11,14 +12,14 @@ pub enum Moment {
 }
 
 /// Names the point to die at: `before:sweep`, `after:stop`.
-#[cfg(feature = "crash-points")]
+#[cfg(any(debug_assertions, feature = "crash-points"))]
 pub const VARIABLE: &str = "COMPOSE_CLEANUP_CRASH_AT";
 
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(any(debug_assertions, feature = "crash-points")))]
 pub fn point(_step: Step, _moment: Moment) {}
 
 /// Dies here if it was told to: by SIGKILL, so that nothing is tidied up.
-#[cfg(feature = "crash-points")]
+#[cfg(any(debug_assertions, feature = "crash-points"))]
 pub fn point(step: Step, moment: Moment) {
     let name = match moment {
         Moment::Before => "before",
