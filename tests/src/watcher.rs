@@ -63,7 +63,7 @@ impl Watcher {
     }
 
     /// [`start`](Self::start), with every step of its cases in its log, for
-    /// [`wait_looks`](Self::wait_looks).
+    /// [`wait_steps`](Self::wait_steps).
     pub fn start_telling_steps(
         scratch: &Scratch,
         docker: &Dockerd,
@@ -200,19 +200,19 @@ impl Watcher {
         })
     }
 
-    /// Waits until a run's open case has looked at the host at least once, and
-    /// done what it found to be done, after this call. Needs
+    /// How many steps a run's case has taken. Needs
     /// [`start_telling_steps`](Self::start_telling_steps).
-    pub fn wait_looks(&self, container_id: &str) -> Result<()> {
-        let steps = || -> Result<usize> {
-            let mut steps = self.said("step")?;
-            steps.retain(|step| step["container"] == container_id);
-            Ok(steps.len())
-        };
-        let before = steps()?;
-        // The first was perhaps seen before, and is told after, this call.
-        wait::try_until(CASE, format!("looks at {container_id}"), || {
-            Ok((steps()? >= before + 3).then_some(()))
+    pub fn steps(&self, container_id: &str) -> Result<usize> {
+        let mut steps = self.said("step")?;
+        steps.retain(|step| step["container"] == container_id);
+        Ok(steps.len())
+    }
+
+    /// Waits until a run's case has taken so many steps, each after a new look at
+    /// the host.
+    pub fn wait_steps(&self, container_id: &str, count: usize) -> Result<()> {
+        wait::try_until(CASE, format!("{count} steps for {container_id}"), || {
+            Ok((self.steps(container_id)? >= count).then_some(()))
         })
         .with_context(|| log::tail(self.log_path(), 30))
     }

@@ -206,20 +206,25 @@ fn remove_empty(cgroup: &Path) -> Result<Option<()>> {
     }
 }
 
+/// All at once: a cgroup is frozen for as long as its parent is.
 fn set_freezer(cgroup: &Path, state: &str) -> Result<()> {
-    for below in bottom_up(cgroup) {
+    let set = |below: &PathBuf| -> Result<bool> {
         let file = below.join("freezer.state");
-        let what = format!("{} to read {state}", file.display());
-        wait::try_until(TIMEOUT, what, || {
-            match fs::write(&file, state).and_then(|()| fs::read_to_string(&file)) {
-                Ok(now) => Ok((now.trim_end() == state).then_some(())),
-                // Docker has removed what is its own.
-                Err(_) if !below.exists() && below != cgroup => Ok(Some(())),
-                Err(error) => bail!("{}: {error}", file.display()),
-            }
-        })?;
-    }
-    Ok(())
+        match fs::write(&file, state).and_then(|()| fs::read_to_string(&file)) {
+            Ok(now) => Ok(now.trim_end() == state),
+            // Docker has removed what is its own.
+            Err(_) if !below.exists() && below != cgroup => Ok(true),
+            Err(error) => bail!("{}: {error}", file.display()),
+        }
+    };
+    let what = format!("{} to be {state}", cgroup.display());
+    wait::try_until(TIMEOUT, what, || {
+        let mut all = true;
+        for below in bottom_up(cgroup) {
+            all &= set(&below)?;
+        }
+        Ok(all.then_some(()))
+    })
 }
 
 /// Everything in a cgroup and beneath it that has not ended.
