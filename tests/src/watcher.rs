@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::docker::Dockerd;
@@ -17,6 +17,14 @@ use crate::{bins, log, wait};
 const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 const CASE: Duration = Duration::from_secs(90);
+
+/// What of its log the suites read.
+const FILTER: &str = "warn,cleanup_userspace=debug";
+/// A line for each step of each case, too.
+const STEPS_FILTER: &str = "warn,cleanup_userspace=debug,cleanup_userspace::case=trace";
+
+/// Said of an executor that needed no case.
+const LEFT_NOTHING: &str = "an executor ended and left nothing behind";
 
 /// Where an agent keeps its things, for the daemon's configuration.
 #[derive(Debug, Clone)]
@@ -44,8 +52,24 @@ pub fn configure(
     agents: &[AgentPlace],
     options: &str,
 ) -> Result<PathBuf> {
+    configure_as(
+        scratch,
+        socket,
+        agents,
+        options,
+        Manner::default().log_format,
+    )
+}
+
+fn configure_as(
+    scratch: &Scratch,
+    socket: &Path,
+    agents: &[AgentPlace],
+    options: &str,
+    log_format: &str,
+) -> Result<PathBuf> {
     let mut config = format!(
-        "log_format = \"json\"\nrun_dir = {:?}\ninbox = {:?}\n{options}\n\
+        "log_format = {log_format:?}\nrun_dir = {:?}\ninbox = {:?}\n{options}\n\
          [journal]\npath = {:?}\n[docker]\nsocket = {:?}\n",
         scratch.path().join("run-dir").display(),
         Watcher::inbox(scratch).display(),
@@ -78,6 +102,26 @@ pub fn log_lines(path: &Path) -> Result<Vec<Value>> {
         .collect()
 }
 
+/// How a daemon is started, beside its configuration.
+#[derive(Debug)]
+struct Manner<'a> {
+    /// `RUST_LOG`.
+    filter: &'a str,
+    log_format: &'a str,
+    /// Where it is to end itself.
+    crash_at: Option<&'a str>,
+}
+
+impl Default for Manner<'_> {
+    fn default() -> Self {
+        Self {
+            filter: FILTER,
+            log_format: "json",
+            crash_at: None,
+        }
+    }
+}
+
 /// A running `compose-cleanup watch`.
 #[derive(Debug)]
 pub struct Watcher {
@@ -93,7 +137,32 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        let watcher = Self::spawn(scratch, &docker.socket(), agents, options)?;
+        Self::start_with(scratch, docker, agents, options, FILTER)
+    }
+
+    /// [`start`](Self::start), with every step of its cases in its log, for
+    /// [`wait_steps`](Self::wait_steps).
+    pub fn start_telling_steps(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_with(scratch, docker, agents, options, STEPS_FILTER)
+    }
+
+    fn start_with(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
+    ) -> Result<Self> {
+        let manner = Manner {
+            filter,
+            ..Manner::default()
+        };
+        let watcher = Self::spawn_as(scratch, &docker.socket(), agents, options, &manner)?;
         watcher.wait_message("ready")?;
         watcher.wait_message("Docker is there")?;
         Ok(watcher)
@@ -106,10 +175,61 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        let path = configure(scratch, socket, agents, options)?;
+        Self::spawn_as(scratch, socket, agents, options, &Manner::default())
+    }
+
+    /// [`start`](Self::start), with a log for people: [`wait_text`](Self::wait_text)
+    /// reads it, and nothing else here does.
+    pub fn start_with_human_log(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        let manner = Manner {
+            log_format: "human",
+            ..Manner::default()
+        };
+        let watcher = Self::spawn_as(scratch, &docker.socket(), agents, options, &manner)?;
+        watcher.wait_text("ready")?;
+        watcher.wait_text("Docker is there")?;
+        Ok(watcher)
+    }
+
+    /// [`spawn`](Self::spawn), to die at a crash point, such as `before:stop`.
+    pub fn spawn_to_crash(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        point: &str,
+    ) -> Result<Self> {
+        let manner = Manner {
+            crash_at: Some(point),
+            ..Manner::default()
+        };
+        Self::spawn_as(scratch, &docker.socket(), agents, options, &manner)
+    }
+
+    fn spawn_as(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        manner: &Manner<'_>,
+    ) -> Result<Self> {
+        let Manner {
+            filter,
+            log_format,
+            crash_at,
+        } = manner;
+        let path = configure_as(scratch, socket, agents, options, log_format)?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
-        command.env("RUST_LOG", "warn,cleanup_userspace=debug");
+        command.env("RUST_LOG", filter);
+        if let Some(point) = crash_at {
+            command.env("COMPOSE_CLEANUP_CRASH_AT", point);
+        }
         let log = scratch.path().join("compose-cleanup.log");
         // What an earlier one said must not be taken for this one's words.
         let _ = fs::remove_file(&log);
@@ -155,6 +275,32 @@ impl Watcher {
         })
     }
 
+    /// Waits for a whole line of the log, whatever its format, with this text in
+    /// it.
+    pub fn wait_text(&self, text: &str) -> Result<String> {
+        let what = format!("the daemon to write `{text}`");
+        wait::try_until(CASE, what, || {
+            let log = fs::read(self.log_path()).context("reading the daemon's log")?;
+            let mut lines = log.split_inclusive(|&byte| byte == b'\n');
+            let found = lines.find(|line| {
+                line.ends_with(b"\n")
+                    && line.windows(text.len()).any(|part| part == text.as_bytes())
+            });
+            Ok(found.map(|line| String::from_utf8_lossy(line).into_owned()))
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
+    }
+
+    /// Fails if anything that it has written could trick a terminal, or make one
+    /// line look like two.
+    pub fn ensure_printable_log(&self) -> Result<()> {
+        let log = fs::read(self.log_path()).context("reading the daemon's log")?;
+        let log = String::from_utf8(log).context("the log")?;
+        let odd = log.lines().find(|line| line.contains(char::is_control));
+        ensure!(odd.is_none(), "control characters in {odd:?}");
+        Ok(())
+    }
+
     /// Waits for the closing line of a run's case.
     pub fn wait_case(&self, container_id: &str) -> Result<Value> {
         self.wait_line(CASE, &format!("the case of {container_id}"), |line| {
@@ -167,6 +313,50 @@ impl Watcher {
         let mut cases = self.said("case")?;
         cases.retain(|line| line["container"] == container_id);
         Ok(cases)
+    }
+
+    /// Waits for the end of a run's case, if it became one: an executor that left
+    /// nothing behind has another line.
+    pub fn wait_closed(&self, container_id: &str) -> Result<Value> {
+        self.wait_line(CASE, &format!("the end of {container_id}"), |line| {
+            let message = &line["message"];
+            line["container"] == container_id && (message == "case" || message == LEFT_NOTHING)
+        })
+    }
+
+    /// Waits for a line with this message about a run.
+    pub fn wait_message_of(&self, container_id: &str, message: &str) -> Result<Value> {
+        let what = format!("the daemon to say `{message}` of {container_id}");
+        self.wait_line(CASE, &what, |line| {
+            line["message"] == message && line["container"] == container_id
+        })
+    }
+
+    /// Waits until the daemon knows which process a run's executor is.
+    pub fn wait_executor_learnt(&self, container_id: &str) -> Result<Value> {
+        let what = format!("the executor of {container_id} to be learnt");
+        self.wait_line(CASE, &what, |line| {
+            let message = &line["message"];
+            let at_once = message == "learnt" && line["executor"] != "None";
+            line["container"] == container_id && (at_once || message == "executor learnt")
+        })
+    }
+
+    /// How many steps a run's case has taken. Needs
+    /// [`start_telling_steps`](Self::start_telling_steps).
+    pub fn steps(&self, container_id: &str) -> Result<usize> {
+        let mut steps = self.said("step")?;
+        steps.retain(|step| step["container"] == container_id);
+        Ok(steps.len())
+    }
+
+    /// Waits until a run's case has taken so many steps, each after a new look at
+    /// the host.
+    pub fn wait_steps(&self, container_id: &str, count: usize) -> Result<()> {
+        wait::try_until(CASE, format!("{count} steps for {container_id}"), || {
+            Ok((self.steps(container_id)? >= count).then_some(()))
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
     }
 
     fn wait_line(
