@@ -19,10 +19,10 @@ Exit status:
   1  there is no such case or no journal, or more than one case begins so
   2  wrong usage of the command line";
 
-/// Tell all that the journal has of one case: who died, how that was seen, which
-/// containers were joined by which key, every step and how each container ended.
+/// Tell all that the journal has of one case.
 ///
-/// The journal is read directly: the daemon need not run, and is not disturbed.
+/// Who died, how that was seen, which containers were joined by which key, every
+/// step with its time, and how each container ended. The journal is read directly: the daemon need not run, and is not disturbed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Case {

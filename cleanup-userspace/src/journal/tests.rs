@@ -334,6 +334,25 @@ async fn a_place_that_cannot_be_used_is_tried_again() {
     assert_eq!(cases(&path)[0].id, case);
 }
 
+/// As a disk that hangs: the writer waits, those who record do not.
+#[tokio::test]
+async fn while_another_process_holds_it_recording_goes_on() {
+    let (_dir, path) = place();
+    let (journal, _) = open(&path);
+    flush(&journal).await;
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ids: Vec<CaseId> = (0..500).map(|_| CaseId::next()).collect();
+    for (n, case) in (0..).zip(&ids) {
+        journal.case_opened(*case, opening(n));
+    }
+    assert!(!journal.flush(Duration::from_millis(200)).await);
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    flush(&journal).await;
+    assert_eq!(cases(&path).len(), ids.len());
+}
+
 #[tokio::test]
 async fn a_clock_that_went_back_costs_no_case() {
     let (_dir, path) = place();

@@ -318,3 +318,42 @@ impl Writer {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::{CaseId, Entry, Opening};
+    use super::*;
+
+    #[test]
+    fn a_panic_costs_nothing_that_was_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            max_age: Duration::from_hours(1),
+            max_bytes: 4 << 20,
+        };
+        let path = dir.path().join("journal.db");
+        let mut writer = Writer::new(Arc::default(), path, limits);
+        writer.guarded(Writer::open);
+        let opening = Box::new(Opening {
+            container: "a run".to_owned(),
+            ..Opening::default()
+        });
+        writer
+            .backlog
+            .absorb([Entry::Opened(CaseId::next(), opening)]);
+        writer.guarded::<()>(|writer| {
+            writer
+                .store
+                .as_mut()
+                .unwrap()
+                .write(&writer.backlog)
+                .unwrap();
+            panic!("a defect, before the backlog knows that it was written");
+        });
+        assert!(writer.store.is_none() && writer.backlog.is_dirty());
+        writer.urgent = true;
+        writer.guarded(Writer::work);
+        assert!(!writer.backlog.is_dirty() && writer.trouble.is_none());
+        assert_eq!(writer.shared.written.load(Ordering::Relaxed), 1);
+    }
+}
