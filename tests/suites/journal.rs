@@ -89,6 +89,13 @@ fn flush(journal: &Journal, limit: Duration) -> Result<bool> {
     Ok(runtime.block_on(journal.flush(limit)))
 }
 
+fn close(journal: &Journal) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    Ok(runtime.block_on(journal.close(LONG)))
+}
+
 fn cases(path: &Path) -> Result<Vec<CaseSummary>> {
     Ok(History::open(path)?.cases(&Filter::default())?)
 }
@@ -194,12 +201,8 @@ fn a_read_only_disk() -> Result<()> {
     let path = disk.join("journal.db");
     let (journal, _) = open(&path);
     record(&journal, 0);
-    ensure!(flush(&journal, LONG)?);
-    drop(journal);
-    // The kernel refuses it for as long as the writer has its files open.
-    wait::until(LONG, "the journal to be closed", || {
-        mount_remount(&disk, MountFlags::RDONLY, "").ok()
-    })?;
+    ensure!(close(&journal)?);
+    mount_remount(&disk, MountFlags::RDONLY, "")?;
 
     let (journal, unfinished) = open(&path);
     assert_eq!(unfinished, []);

@@ -155,8 +155,7 @@ async fn a_dead_run_is_in_the_history_once() {
     journal.joined(first, "aaaa", "cgroup");
     journal.step_began(first, 0, "stop", None);
     journal.case_opened(second, opening(2));
-    flush(&journal).await;
-    drop(journal);
+    assert!(journal.close(LONG).await);
 
     // The next start goes on with the same number, or finds it clean.
     let (journal, unfinished) = open(&path);
@@ -173,8 +172,7 @@ async fn a_dead_run_is_in_the_history_once() {
     );
     journal.step_began(first, 0, "sweep", None);
     journal.closed(second, closing("clean"));
-    flush(&journal).await;
-    drop(journal);
+    assert!(journal.close(LONG).await);
 
     // One that did not read what was unfinished has another number for it.
     let (journal, _) = open(&path);
@@ -199,6 +197,8 @@ async fn a_dead_run_is_in_the_history_once() {
         .map(|step| (step.resumed, step.kind.as_str()))
         .collect();
     assert_eq!(kinds, [(0, "stop"), (1, "sweep")]);
+    assert!(journal.close(LONG).await);
+    assert!(!path.with_extension("db-wal").exists(), "it was closed");
     assert_eq!(open(&path).1, []);
 }
 
@@ -260,8 +260,7 @@ async fn another_schema_or_program_is_set_aside() {
         let (dir, path) = place();
         let (journal, _) = open(&path);
         journal.case_opened(CaseId::next(), opening(1));
-        flush(&journal).await;
-        drop(journal);
+        assert!(journal.close(LONG).await);
         let other = rusqlite::Connection::open(&path).unwrap();
         other.execute_batch(sql).unwrap();
         drop(other);
@@ -309,10 +308,8 @@ async fn damage_that_is_met_while_it_runs_is_survived() {
     }
     journal.closed(case, closing("clean"));
     flush(&journal).await;
-    let (_, unfinished) = {
-        drop(journal);
-        open(&path)
-    };
+    assert!(journal.close(LONG).await);
+    let (_, unfinished) = open(&path);
     assert!(unfinished.iter().all(|found| found.case != case));
 }
 

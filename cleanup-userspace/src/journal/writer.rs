@@ -94,7 +94,11 @@ impl Writer {
             let last = batch.last;
             self.guarded(|writer| writer.take(&mut batch));
             spare = batch.recycled();
-            self.guarded(Self::work);
+            // With nothing left to write the disk is left alone: its directory may
+            // have been removed, and would be made again.
+            if !last || self.backlog.is_dirty() || !self.waiting.is_empty() {
+                self.guarded(Self::work);
+            }
             if last {
                 return;
             }
