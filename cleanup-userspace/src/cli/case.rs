@@ -197,7 +197,7 @@ fn timeline(out: &mut String, detail: &CaseDetail) {
     events.sort_by_key(|(at, _, _)| *at);
     let _ = writeln!(
         out,
-        "\n{:>10}  {:>10}  milliseconds after the death; TOOK: of a step",
+        "\n{:>10}  {:>10}  STEP (milliseconds after the death)",
         "AT", "TOOK"
     );
     for (at, took, what) in events {
