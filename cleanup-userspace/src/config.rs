@@ -241,7 +241,7 @@ impl Default for JournalConfig {
             enabled: true,
             path: PathBuf::from("/var/lib/compose-cleanup/journal.db"),
             max_age: Duration::from_hours(30 * 24),
-            // Some 40,000 cases with two containers and twelve steps each.
+            // Some 75,000 cases of two containers and eight steps (859 bytes each).
             max_bytes: 64 << 20,
         }
     }

@@ -19,10 +19,10 @@ Exit status:
   1  there is no such case or no journal, or more than one case begins so
   2  wrong usage of the command line";
 
-/// Tell all that the journal has of one case: who died, how that was seen, which
-/// containers were joined by which key, every step and how each container ended.
+/// Tell all that the journal has of one case.
 ///
-/// The journal is read directly: the daemon need not run, and is not disturbed.
+/// Who died, how that was seen, which containers were joined by which key, every
+/// step with its time, and how each container ended. The journal is read directly: the daemon need not run, and is not disturbed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Case {
@@ -197,7 +197,7 @@ fn timeline(out: &mut String, detail: &CaseDetail) {
     events.sort_by_key(|(at, _, _)| *at);
     let _ = writeln!(
         out,
-        "\n{:>10}  {:>10}  milliseconds after the death; TOOK: of a step",
+        "\n{:>10}  {:>10}  STEP (milliseconds after the death)",
         "AT", "TOOK"
     );
     for (at, took, what) in events {

@@ -32,7 +32,7 @@ Columns:
   HOW     how the executor ended
   RESULT  \"clean\": nothing of it is left on the host; \"observed\": mode is
           \"observe\"; \"open\": not finished
-  PODS    Docker containers of its pod
+  CONT    Docker containers of its pod
   CLEAN   how long after the death the host was seen clean
 
 Exit status:
@@ -128,7 +128,7 @@ fn table(cases: &[CaseSummary], digits: usize) -> String {
     let width = longest.unwrap_or(0).clamp("EXECUTOR".len(), room.max(8));
     let mut out = format!(
         "{:<digits$}  {:<19}  {:<width$}  {:<8}  {:<9}  {:<9}  {:>4}  {:>8}\n",
-        "ID", "DIED (UTC)", "EXECUTOR", "RUN", "HOW", "RESULT", "PODS", "CLEAN"
+        "ID", "DIED (UTC)", "EXECUTOR", "RUN", "HOW", "RESULT", "CONT", "CLEAN"
     );
     for (case, name) in cases.iter().zip(&names) {
         let died = time(case.death_unix_ns, false);

@@ -11,7 +11,7 @@ use super::entry::{CaseId, Closing, Entry, Opening, Unfinished, Word};
 /// Steps that wait for a disk, of all cases.
 const STEPS: usize = 16_384;
 /// Closed cases that wait for a disk.
-const CLOSED: usize = 10_000;
+const CLOSED: usize = 4_000;
 /// Steps of one case: one that goes round in circles for weeks must not fill the
 /// journal, since open cases are never removed from it.
 const STEPS_OF_A_CASE: u32 = 1_000;
@@ -300,5 +300,96 @@ impl Case {
     fn is_over(&self) -> bool {
         // Facts of a case that nobody opened have no place in the journal.
         self.closing.is_some() || self.dismissed.is_some() || self.opening.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(id: CaseId, container: &str) -> Entry {
+        let opening = Opening {
+            container: container.to_owned(),
+            ..Opening::default()
+        };
+        Entry::Opened(id, Box::new(opening))
+    }
+
+    fn began(case: CaseId, seq: u32) -> Entry {
+        Entry::StepBegan {
+            case,
+            seq,
+            kind: "stop".into(),
+            detail: None,
+            at_ns: 1,
+        }
+    }
+
+    fn row() -> Row {
+        Row {
+            id: 1,
+            resumed: 0,
+            boot: String::new(),
+            death_unix_ns: 0,
+            death_ns: 0,
+        }
+    }
+
+    #[test]
+    fn without_a_disk_steps_go_first_then_the_oldest_closed_cases() {
+        let mut backlog = Backlog::default();
+        let ids: Vec<CaseId> = (0..CLOSED + 3).map(|_| CaseId::next()).collect();
+        for (n, id) in ids.iter().enumerate() {
+            let steps = (0..10).map(|seq| began(*id, seq));
+            backlog.absorb([opened(*id, &n.to_string())].into_iter().chain(steps));
+            assert!(backlog.steps <= STEPS);
+        }
+        assert_eq!((backlog.cases.len(), backlog.dropped.cases), (ids.len(), 0));
+        assert!(backlog.dropped.steps > 0);
+        for id in &ids {
+            backlog.absorb([Entry::Closed(*id, Box::default(), 7)]);
+        }
+        let left: Vec<CaseId> = backlog.cases.keys().copied().collect();
+        assert_eq!(left, ids[3..]);
+        assert_eq!(backlog.dropped.cases, 3);
+    }
+
+    #[test]
+    fn written_closed_cases_are_forgotten_and_open_ones_kept() {
+        let mut backlog = Backlog::default();
+        let (open, over) = (CaseId::next(), CaseId::next());
+        backlog.absorb([opened(open, "a"), began(open, 0), opened(over, "b")]);
+        backlog.absorb([Entry::Closed(over, Box::default(), 7)]);
+        // A fact of a case that nobody opened has no place, and does not stay.
+        backlog.absorb([began(CaseId::next(), 0)]);
+        backlog.written(vec![(open, row()), (over, row())]);
+        assert!(!backlog.is_dirty() && backlog.steps == 0);
+        assert_eq!(backlog.cases.keys().copied().collect::<Vec<_>>(), [open]);
+        backlog.begin_anew();
+        assert!(backlog.is_dirty() && backlog.cases[&open].reopened);
+    }
+
+    #[test]
+    fn a_case_under_another_number_replaces_the_remembered_one() {
+        let mut backlog = Backlog::default();
+        let (old, new, other) = (CaseId::next(), CaseId::next(), CaseId::next());
+        for (case, container) in [(old, "a"), (other, "b")] {
+            let opening = Opening {
+                container: container.to_owned(),
+                ..Opening::default()
+            };
+            let containers = Vec::new();
+            let unfinished = Unfinished {
+                case,
+                opening,
+                containers,
+            };
+            backlog.remember(&unfinished, row());
+        }
+        backlog.absorb([opened(new, "a")]);
+        assert_eq!(
+            backlog.cases.keys().copied().collect::<Vec<_>>(),
+            [new, other]
+        );
     }
 }

@@ -20,9 +20,11 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 pub use entry::{CaseId, Closing, Opening, Unfinished, Word, unix_ns};
 pub use history::{
@@ -74,6 +76,8 @@ pub struct Journal {
 #[derive(Debug)]
 struct Handle {
     shared: Arc<Shared>,
+    /// Resolves when the writer has closed the database.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Drop for Handle {
@@ -99,16 +103,25 @@ impl Journal {
         let limits = Limits { max_age, max_bytes };
         let writer = Writer::new(Arc::clone(&shared), path, limits);
         let (opened, unfinished) = mpsc::sync_channel(1);
+        let (ending, ended) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("journal".to_owned())
             .stack_size(512 << 10)
-            .spawn(move || writer.run(&opened));
+            .spawn(move || {
+                writer.run(&opened);
+                // Nobody may wait for it.
+                let _ = ending.send(());
+            });
         if let Err(error) = thread {
             tracing::warn!(%error, "no thread for the journal: nothing is recorded until the next start");
             return (Self::disabled(), Vec::new());
         }
         let unfinished = unfinished.recv_timeout(OPEN_DEADLINE).unwrap_or_default();
-        let handle = Some(Arc::new(Handle { shared }));
+        let handle = Handle {
+            shared,
+            ended: Mutex::new(Some(ended)),
+        };
+        let handle = Some(Arc::new(handle));
         (Self { handle }, unfinished)
     }
 
@@ -224,6 +237,26 @@ impl Journal {
         };
         let done = handle.shared.queue.flush();
         matches!(tokio::time::timeout(deadline, done).await, Ok(Ok(())))
+    }
+
+    /// For the end of the daemon: [`flush`](Self::flush), then closes the database,
+    /// at most for `deadline` each. What is recorded later is not written.
+    pub async fn close(&self, deadline: Duration) -> bool {
+        let Some(handle) = &self.handle else {
+            return true;
+        };
+        let is_flushed = self.flush(deadline).await;
+        handle.shared.queue.close();
+        let ended = handle
+            .ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(ended) = ended {
+            // A disk that hangs: the database is as safe as after a kill.
+            let _ = tokio::time::timeout(deadline, ended).await;
+        }
+        is_flushed
     }
 
     pub fn stats(&self) -> Stats {

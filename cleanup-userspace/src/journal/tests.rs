@@ -155,8 +155,7 @@ async fn a_dead_run_is_in_the_history_once() {
     journal.joined(first, "aaaa", "cgroup");
     journal.step_began(first, 0, "stop", None);
     journal.case_opened(second, opening(2));
-    flush(&journal).await;
-    drop(journal);
+    assert!(journal.close(LONG).await);
 
     // The next start goes on with the same number, or finds it clean.
     let (journal, unfinished) = open(&path);
@@ -173,8 +172,7 @@ async fn a_dead_run_is_in_the_history_once() {
     );
     journal.step_began(first, 0, "sweep", None);
     journal.closed(second, closing("clean"));
-    flush(&journal).await;
-    drop(journal);
+    assert!(journal.close(LONG).await);
 
     // One that did not read what was unfinished has another number for it.
     let (journal, _) = open(&path);
@@ -199,6 +197,8 @@ async fn a_dead_run_is_in_the_history_once() {
         .map(|step| (step.resumed, step.kind.as_str()))
         .collect();
     assert_eq!(kinds, [(0, "stop"), (1, "sweep")]);
+    assert!(journal.close(LONG).await);
+    assert!(!path.with_extension("db-wal").exists(), "it was closed");
     assert_eq!(open(&path).1, []);
 }
 
@@ -260,8 +260,7 @@ async fn another_schema_or_program_is_set_aside() {
         let (dir, path) = place();
         let (journal, _) = open(&path);
         journal.case_opened(CaseId::next(), opening(1));
-        flush(&journal).await;
-        drop(journal);
+        assert!(journal.close(LONG).await);
         let other = rusqlite::Connection::open(&path).unwrap();
         other.execute_batch(sql).unwrap();
         drop(other);
@@ -309,10 +308,8 @@ async fn damage_that_is_met_while_it_runs_is_survived() {
     }
     journal.closed(case, closing("clean"));
     flush(&journal).await;
-    let (_, unfinished) = {
-        drop(journal);
-        open(&path)
-    };
+    assert!(journal.close(LONG).await);
+    let (_, unfinished) = open(&path);
     assert!(unfinished.iter().all(|found| found.case != case));
 }
 
@@ -332,6 +329,25 @@ async fn a_place_that_cannot_be_used_is_tried_again() {
     flush(&journal).await;
     assert!(journal.stats().failing_since_unix_ns.is_none());
     assert_eq!(cases(&path)[0].id, case);
+}
+
+/// As a disk that hangs: the writer waits, those who record do not.
+#[tokio::test]
+async fn while_another_process_holds_it_recording_goes_on() {
+    let (_dir, path) = place();
+    let (journal, _) = open(&path);
+    flush(&journal).await;
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ids: Vec<CaseId> = (0..500).map(|_| CaseId::next()).collect();
+    for (n, case) in (0..).zip(&ids) {
+        journal.case_opened(*case, opening(n));
+    }
+    assert!(!journal.flush(Duration::from_millis(200)).await);
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    flush(&journal).await;
+    assert_eq!(cases(&path).len(), ids.len());
 }
 
 #[tokio::test]

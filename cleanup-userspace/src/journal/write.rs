@@ -283,3 +283,28 @@ fn signed(at_ns: u64) -> i64 {
 fn count(number: u64) -> i64 {
     signed(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_after_a_death_hold_across_a_reboot() {
+        const HOUR: i64 = 3_600_000_000_000;
+        let now = monotonic_ns();
+        let row = Row {
+            id: 1,
+            resumed: 0,
+            boot: "this".to_owned(),
+            death_unix_ns: unix_now_ns() - HOUR,
+            // Of no meaning in another boot.
+            death_ns: signed(now) - 5,
+        };
+        assert_eq!(Clock::new(&row, "this").after(now), 5);
+        let after = Clock::new(&row, "the next").after(now);
+        assert!(
+            (HOUR - HOUR / 10..HOUR + HOUR / 10).contains(&after),
+            "{after}"
+        );
+    }
+}

@@ -94,7 +94,11 @@ impl Writer {
             let last = batch.last;
             self.guarded(|writer| writer.take(&mut batch));
             spare = batch.recycled();
-            self.guarded(Self::work);
+            // With nothing left to write the disk is left alone: its directory may
+            // have been removed, and would be made again.
+            if !last || self.backlog.is_dirty() || !self.waiting.is_empty() {
+                self.guarded(Self::work);
+            }
             if last {
                 return;
             }
@@ -316,5 +320,44 @@ impl Writer {
             problem,
             "the journal cannot be used and was set aside: a fresh one is begun (no effect on cleanups)"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::{CaseId, Entry, Opening};
+    use super::*;
+
+    #[test]
+    fn a_panic_costs_nothing_that_was_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            max_age: Duration::from_hours(1),
+            max_bytes: 4 << 20,
+        };
+        let path = dir.path().join("journal.db");
+        let mut writer = Writer::new(Arc::default(), path, limits);
+        writer.guarded(Writer::open);
+        let opening = Box::new(Opening {
+            container: "a run".to_owned(),
+            ..Opening::default()
+        });
+        writer
+            .backlog
+            .absorb([Entry::Opened(CaseId::next(), opening)]);
+        writer.guarded::<()>(|writer| {
+            writer
+                .store
+                .as_mut()
+                .unwrap()
+                .write(&writer.backlog)
+                .unwrap();
+            panic!("a defect, before the backlog knows that it was written");
+        });
+        assert!(writer.store.is_none() && writer.backlog.is_dirty());
+        writer.urgent = true;
+        writer.guarded(Writer::work);
+        assert!(!writer.backlog.is_dirty() && writer.trouble.is_none());
+        assert_eq!(writer.shared.written.load(Ordering::Relaxed), 1);
     }
 }

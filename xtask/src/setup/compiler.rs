@@ -1,5 +1,5 @@
-//! A C compiler: cargo links with it, and the stubs of the Mesos runtime are
-//! assembled with it.
+//! A C compiler: cargo links with it, SQLite and the stubs of the Mesos runtime are
+//! built with it.
 
 use super::Packages;
 use super::machine::Machine;
