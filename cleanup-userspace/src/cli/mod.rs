@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 
 mod clean;
+mod doctor;
 mod settings;
 mod watch;
 
@@ -21,6 +22,7 @@ pub struct Cli {
 enum Command {
     Watch(watch::Watch),
     Clean(clean::Clean),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -30,6 +32,7 @@ impl Cli {
         match self.command {
             Command::Watch(watch) => watch.run(),
             Command::Clean(clean) => clean.run(),
+            Command::Doctor(doctor) => doctor.run(),
         }
     }
 }
