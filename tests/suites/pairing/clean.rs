@@ -18,10 +18,19 @@ use crate::{SOON, ask, hooked, request_text, requests, wait_request};
 const NOTHING: Vec<String> = Vec::new();
 const NOTHING_TO_DO: &str = "nothing to do for a request: forgotten";
 
+/// With no executor alive, only its own flags tell that the agent is done with a
+/// run that its runtime directory does not have (any more).
+fn released() -> AgentOptions {
+    AgentOptions {
+        known_by_name: true,
+        ..AgentOptions::default()
+    }
+}
+
 /// The agent's only executor died, and nobody watched.
 #[test]
 fn the_only_executor() -> Result<()> {
-    let host = hooked("only", AgentOptions::default())?;
+    let host = hooked("only", released())?;
     let pod = host.run_pod("we b\"pod", 2, "--restart always")?;
     pod.executor.sigkill_executor()?;
     host.framework.wait_terminal(&pod.task_id, SOON)?;
@@ -265,7 +274,7 @@ fn bad_inboxes() -> Result<()> {
 /// For supervisors without path units.
 #[test]
 fn waits_for_a_request() -> Result<()> {
-    let host = hooked("waits", AgentOptions::default())?;
+    let host = hooked("waits", released())?;
     let waits = host.clean(ENFORCE, &["--wait", "--timeout", "60s"])?;
     let pod = host.run_pod("pod", 1, "")?;
     pod.executor.sigkill_executor()?;
