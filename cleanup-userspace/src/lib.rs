@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod docker;
+pub mod doctor;
 pub mod inbox;
 pub mod journal;
 pub mod mesos;

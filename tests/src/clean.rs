@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -27,7 +28,28 @@ pub struct Clean {
 
 impl Clean {
     pub fn spawn(scratch: &Scratch, config: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut command = scratch.command(bins::find("compose-cleanup")?);
+        Self::start(
+            scratch,
+            scratch.command(bins::find("compose-cleanup")?),
+            config,
+            arguments,
+        )
+    }
+
+    /// [`Self::spawn`] by a program that takes a command line and runs it.
+    pub fn spawn_through(scratch: &Scratch, wrapper: &[&str], config: &Path) -> Result<Self> {
+        let (program, arguments) = wrapper.split_first().context("a program")?;
+        let mut command = scratch.command(program);
+        command.args(arguments).arg(bins::find("compose-cleanup")?);
+        Self::start(scratch, command, config, &[])
+    }
+
+    fn start(
+        scratch: &Scratch,
+        mut command: Command,
+        config: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         command
             .args(["clean", "--from-inbox", "--config"])
             .arg(config)

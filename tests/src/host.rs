@@ -1,5 +1,6 @@
 //! The usual test bed: Docker, a Mesos agent and a framework.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -86,9 +87,17 @@ impl Host {
 
     /// `compose-cleanup clean --from-inbox`, configured as [`Self::watch`] does.
     pub fn clean(&self, options: &str, arguments: &[&str]) -> Result<Clean> {
+        Clean::spawn(&self.scratch, &self.configure(options)?, arguments)
+    }
+
+    /// [`Self::clean`], run by another program.
+    pub fn clean_through(&self, wrapper: &[&str], options: &str) -> Result<Clean> {
+        Clean::spawn_through(&self.scratch, wrapper, &self.configure(options)?)
+    }
+
+    fn configure(&self, options: &str) -> Result<PathBuf> {
         let agent = AgentPlace::of(&self.agent, &self.scratch);
-        let config = configure(&self.scratch, &self.docker.socket(), &[agent], options)?;
-        Clean::spawn(&self.scratch, &config, arguments)
+        configure(&self.scratch, &self.docker.socket(), &[agent], options)
     }
 
     /// The daemon at its work, with times that suit a test.

@@ -23,13 +23,22 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Sets the machine up, then builds the daemon and the helper programs of the
 /// test support with optimisations.
 pub(crate) fn prepare(needs: &[Need]) -> Result<()> {
+    build(needs, &["--package", "cleanup-userspace"])
+}
+
+/// [`prepare`] without the daemon, which takes a BPF toolchain.
+pub(crate) fn prepare_helpers(needs: &[Need]) -> Result<()> {
+    build(needs, &[])
+}
+
+fn build(needs: &[Need], packages: &[&str]) -> Result<()> {
     ensure!(
         geteuid().is_root(),
-        "this loads a BPF program, makes cgroups and starts a Docker daemon: run it as root"
+        "this may load a BPF program, make cgroups and mounts, and start daemons: run it as root"
     );
     setup::ensure(needs, Consent::Given)?;
     workspace::cargo(["build", "--release"], BUILD_LIMIT)
-        .args(["--package", "cleanup-userspace"])
+        .args(packages)
         .args(["--package", "cleanup-tests", "--bins"])
         .show()?;
     bins::look_in(&workspace::target_dir().join("release"));

@@ -30,8 +30,8 @@ Exit status:
      and does it (with mode \"observe\": the plan was printed)
   1  cannot work on this host, or with this configuration (the message says why)
   2  wrong usage of the command line
-  3  the time was over, or a signal came, before everything was done; what is left
-     to do is kept, and the next run goes on
+  3  the time was over, or a signal came, before everything was done (or the daemon
+     runs and takes no requests); what is left to do is kept, the next run goes on
   4  another `clean` was at work until the time was over; nothing was done";
 
 /// Do what the Mesos hook module asked for, without a daemon, and exit.

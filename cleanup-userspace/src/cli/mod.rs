@@ -3,6 +3,7 @@
 mod case;
 mod cases;
 mod clean;
+mod doctor;
 mod history;
 mod hold;
 mod settings;
@@ -29,6 +30,7 @@ enum Command {
     Clean(clean::Clean),
     Hold(hold::Hold),
     Release(hold::Release),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -42,6 +44,7 @@ impl Cli {
             Command::Clean(clean) => clean.run(),
             Command::Hold(hold) => hold.run().map(|()| ExitCode::SUCCESS),
             Command::Release(release) => release.run().map(|()| ExitCode::SUCCESS),
+            Command::Doctor(doctor) => doctor.run(),
         }
     }
 }

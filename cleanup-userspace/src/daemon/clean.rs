@@ -26,10 +26,11 @@ use crate::case::{CaseMessage, CaseResult, Host, Origin, Record, printable};
 use crate::cgroup::Hierarchies;
 use crate::config::{Config, Mode};
 use crate::docker::{Docker, DockerChange, follow_docker};
-use crate::inbox::{Inbox, Request, wait_for_request};
+use crate::inbox::{Inbox, Letter, Request, wait_for_request};
 use crate::mesos::{ContainerId, Identity};
 use crate::reconcile::Survey;
 use crate::registry::Run;
+use crate::run_dir::Occupant;
 
 /// Without Docker's answer the first look waits no longer than this.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -38,6 +39,10 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 2;
 /// How long a run that may live may take to turn out dead.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A daemon at work takes a request within milliseconds, one that starts within
+/// seconds.
+const DAEMON_TAKES: Duration = Duration::from_secs(20);
+const DAEMON_PAUSE: Duration = Duration::from_millis(250);
 /// Requests that are kept for a run that may act; the oldest go first.
 const MOST_HELD: usize = 1000;
 
@@ -87,8 +92,10 @@ pub async fn clean_from_inbox(
     let _turn = match turn {
         CleanTurn::Taken(lock) => lock,
         CleanTurn::Watched(occupant) => {
-            tracing::info!("{occupant}, runs and takes the requests itself: nothing to do here");
-            return Ok(CleanOutcome::Watched);
+            return tokio::select! {
+                outcome = watched(occupant, &path) => outcome,
+                () = stop.wait() => Ok(CleanOutcome::Unfinished),
+            };
         }
         CleanTurn::Busy(occupant) => {
             tracing::warn!("{occupant} is still at work: nothing was done");
@@ -127,6 +134,29 @@ pub async fn clean_from_inbox(
         .with_context(|| inbox_trouble(&path));
     journal.flush(JOURNAL_DEADLINE).await;
     outcome
+}
+
+/// The daemon takes the requests: looks that it does. Whoever starts this for each
+/// request does not start it again meanwhile.
+async fn watched(occupant: Occupant, path: &Path) -> anyhow::Result<CleanOutcome> {
+    let deadline = Instant::now() + DAEMON_TAKES;
+    loop {
+        let letters = Inbox::open(path)
+            .and_then(|inbox| inbox.read_all())
+            .with_context(|| inbox_trouble(path))?;
+        if letters.iter().all(Letter::is_held) {
+            tracing::info!("{occupant}, runs and takes the requests itself: nothing to do here");
+            return Ok(CleanOutcome::Watched);
+        }
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                inbox = %path.display(),
+                "{occupant}, runs, but takes no requests from this inbox: is `inbox` another one in its configuration?"
+            );
+            return Ok(CleanOutcome::Unfinished);
+        }
+        tokio::time::sleep(DAEMON_PAUSE).await;
+    }
 }
 
 fn inbox_trouble(path: &Path) -> String {
@@ -475,10 +505,7 @@ impl Cleaner {
         let Ok(letters) = self.inbox.read_all() else {
             return;
         };
-        let held: Vec<_> = letters
-            .into_iter()
-            .filter(crate::inbox::Letter::is_held)
-            .collect();
+        let held: Vec<_> = letters.into_iter().filter(Letter::is_held).collect();
         for letter in held.iter().take(held.len().saturating_sub(MOST_HELD)) {
             self.inbox.remove(&letter.name);
         }

@@ -7,7 +7,7 @@ mod core;
 mod deaths;
 mod learn;
 mod memory;
-mod preflight;
+pub(crate) mod preflight;
 mod surveyor;
 mod turn;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -17,8 +17,10 @@ use crate::registry::Run;
 /// is believed to be: a run that is being set up looks dead for a moment.
 pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 
-/// Requests that are remembered.
+/// Requests that are remembered, and for how long: a survey every minute looks for
+/// what they name, and the executor's next run may die of something else.
 const REQUESTS: usize = 1000;
+const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// Runs one survey at a time.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub struct Surveyor {
     /// Runs that were reported as unknown.
     unknown: HashSet<ContainerId>,
     /// Executors that the hook named and nobody knew.
-    requests: VecDeque<Request>,
+    requests: VecDeque<(Instant, Request)>,
     running: bool,
     /// Somebody asked for another one meanwhile.
     again: Option<Duration>,
@@ -66,7 +68,9 @@ impl Surveyor {
 
     /// Remembers whom the hook named, so that their deaths are said to be its find.
     pub fn remember(&mut self, request: Request) {
-        self.requests.push_back(request);
+        self.requests
+            .retain(|(since, _)| since.elapsed() < REMEMBERED);
+        self.requests.push_back((Instant::now(), request));
         if self.requests.len() > REQUESTS {
             self.requests.pop_front();
         }
@@ -74,8 +78,11 @@ impl Surveyor {
 
     /// Who told of a death that a survey found.
     pub fn origin_of(&self, run: &Run) -> Origin {
-        let named =
-            |identity: &Identity| self.requests.iter().any(|request| request.names(identity));
+        let named = |identity: &Identity| {
+            self.requests
+                .iter()
+                .any(|(since, request)| since.elapsed() < REMEMBERED && request.names(identity))
+        };
         if run.identity.as_ref().is_some_and(named) {
             Origin::Hook
         } else {

@@ -60,6 +60,15 @@ impl DockerError {
     }
 }
 
+/// What a Docker daemon says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerFacts {
+    /// Of the daemon: `20.10.24`.
+    pub version: String,
+    /// `cgroupfs`, `systemd`, `none` (rootless), or `unknown`.
+    pub cgroup_driver: String,
+}
+
 /// How a stop, kill or remove went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
@@ -117,6 +126,19 @@ impl Docker {
         self.within(self.timeout, "ping", self.client.ping())
             .await
             .map(|_| ())
+    }
+
+    /// What this Docker is.
+    pub async fn facts(&self) -> Result<DockerFacts, DockerError> {
+        let info = self
+            .within(self.timeout, "tell what it is", self.client.info())
+            .await?;
+        Ok(DockerFacts {
+            version: info.server_version.unwrap_or_else(|| "?".to_owned()),
+            cgroup_driver: info
+                .cgroup_driver
+                .map_or_else(|| "unknown".to_owned(), |driver| driver.to_string()),
+        })
     }
 
     /// Asks Docker to stop a container; returns when it has ended, which may

@@ -7,7 +7,7 @@ mod follow;
 mod index;
 mod join;
 
-pub use client::{Docker, DockerError, Stopped};
+pub use client::{Docker, DockerError, DockerFacts, Stopped};
 pub use container::{ContainerInfo, ContainerState, is_agents_own};
 pub use follow::{DockerChange, Listed, follow_docker, list_all};
 pub use index::Index;

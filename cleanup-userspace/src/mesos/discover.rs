@@ -58,8 +58,9 @@ pub fn discover() -> Vec<AgentDirs> {
 /// The running agent whose own flags name these very directories: it keeps its
 /// containers in this runtime directory, and nowhere else.
 ///
-/// An executor could start a process that looks the same; not as the user who
-/// owns the agent's checkpoints, unless it is that user anyway.
+/// An executor could start a process that looks the same: not outside of its own
+/// cgroup, and not as the user who owns the agent's checkpoints unless it is that
+/// user anyway.
 pub fn running_agent(dirs: &AgentDirs) -> Option<Proc> {
     use std::os::unix::fs::MetadataExt as _;
     let owner = fs::metadata(dirs.work_dir.join("meta")).ok()?.uid();
@@ -72,8 +73,17 @@ pub fn running_agent(dirs: &AgentDirs) -> Option<Proc> {
         let ours = same_directory(&named.work_dir, &dirs.work_dir)
             && same_directory(&named.runtime_dir, &dirs.runtime_dir);
         let user = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-        (ours && user == owner && agent.is_alive()).then_some(agent)
+        (ours && user == owner && !in_a_run(pid) && agent.is_alive()).then_some(agent)
     })
+}
+
+/// Whether a process sits in a run's cgroup; if that cannot be seen, it may.
+fn in_a_run(pid: u32) -> bool {
+    let is_run = |part: &OsStr| {
+        part.to_str()
+            .is_some_and(|part| part.parse::<ContainerId>().is_ok())
+    };
+    membership(pid).is_none_or(|seat| seat.paths().any(|path| path.iter().any(is_run)))
 }
 
 /// What a living launcher helper shows of its agent: the runtime directory in

@@ -210,6 +210,19 @@ fn check_options(options: &ProbeOptions) -> Result<(), ProbeError> {
     Ok(())
 }
 
+/// What loading the program takes, but for the kernel's types: `uname -r` if it is
+/// there.
+pub(super) fn examine_kernel() -> Result<String, ProbeError> {
+    let release = KernelRelease::read()?;
+    check_host(&release)?;
+    Ok(release.text)
+}
+
+/// Whether the kernel's types are such that the program knows its way about.
+pub(super) fn examine_types() -> Result<GroupDeadSource, ProbeError> {
+    Ok(Kernel::read(&read_btf()?)?.group_dead)
+}
+
 fn check_host(release: &KernelRelease) -> Result<(), ProbeError> {
     if release.version < OLDEST_KERNEL {
         return Err(ProbeError::KernelTooOld {

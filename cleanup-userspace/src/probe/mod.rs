@@ -117,6 +117,18 @@ pub enum RootState {
     WrongHierarchy,
 }
 
+/// Whether this kernel, and this process' rights, are enough for the probe, but for
+/// the kernel's types; `uname -r` if they are. Loads nothing.
+pub fn examine_kernel() -> Result<String, ProbeError> {
+    loader::examine_kernel()
+}
+
+/// Whether the kernel's types tell what the probe has to know, and how it would
+/// recognise a group's end. Loads nothing.
+pub fn examine_types() -> Result<GroupDeadSource, ProbeError> {
+    loader::examine_types()
+}
+
 /// A loaded and attached exit probe. Dropping it detaches it.
 pub struct Probe {
     stream: ExitStream,

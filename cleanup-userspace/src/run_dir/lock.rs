@@ -1,9 +1,10 @@
 //! One at a time: `watch` and `clean` never act on a host together.
 //!
 //! The lock is flock(2) on `daemon.lock` in the run directory: the kernel lets go
-//! of it however its holder ends. The text in the file, `watch 1234`, is for
-//! messages and for the one question of who holds it; the lock itself is the
-//! proof that somebody does. The file is never removed by us: a lock on a file
+//! of it however its holder ends. The text in the file, `watch 1234 5678` (PID and
+//! start time), is for messages and for the one question of who holds it; the lock
+//! itself is the proof that somebody does. Words of a process that has ended say
+//! nothing. The file is never removed by us: a lock on a file
 //! without a name locks nobody out.
 
 use std::fmt;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, statat};
 
 use super::open_private;
+use crate::process::Proc;
 
 const NAME: &str = "daemon.lock";
 /// Longer than what any holder writes.
@@ -80,6 +82,15 @@ pub struct LockError {
 }
 
 impl RunLock {
+    /// Who is at work, if somebody is, by its own words. Takes nothing and makes
+    /// nothing.
+    pub fn occupant(run_dir: &Path) -> Option<Occupant> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(run_dir.join(NAME), flags, Mode::empty()).ok()?;
+        let occupant = read(&mut File::from(file));
+        occupant.0.is_some().then_some(occupant)
+    }
+
     /// Takes the lock if nobody has it. Never waits.
     pub fn attempt(run_dir: &Path, who: Who) -> Result<Attempt, LockError> {
         attempt(run_dir, who).map_err(|error| LockError {
@@ -114,24 +125,36 @@ fn attempt(run_dir: &Path, who: Who) -> io::Result<Attempt> {
         // A full tmpfs takes no words; the lock holds without them.
         let _ = file
             .set_len(0)
-            .and_then(|()| writeln!(file, "{} {}", who.as_str(), std::process::id()));
+            .and_then(|()| file.write_all(words(who).as_bytes()));
         return Ok(Attempt::Taken(RunLock { _file: file }));
     }
 }
 
+fn words(who: Who) -> String {
+    let pid = std::process::id();
+    let start = Proc::of(pid).map_or(0, |own| own.start_ticks);
+    format!("{} {pid} {start}\n", who.as_str())
+}
+
 fn read(file: &mut File) -> Occupant {
     let mut text = String::new();
-    let words = file
+    let read = file
         .rewind()
         .and_then(|()| file.take(LONGEST).read_to_string(&mut text));
-    let parse = || {
-        let (who, pid) = text.trim_end().split_once(' ')?;
-        let who = [Who::Watch, Who::Clean]
-            .into_iter()
-            .find(|known| known.as_str() == who)?;
-        Some((who, pid.parse().ok()?))
+    Occupant(read.ok().and_then(|_| parse(&text)))
+}
+
+fn parse(text: &str) -> Option<(Who, u32)> {
+    let mut words = text.trim_end().split(' ');
+    let name = words.next()?;
+    let who = [Who::Watch, Who::Clean]
+        .into_iter()
+        .find(|known| known.as_str() == name)?;
+    let proc = Proc {
+        pid: words.next()?.parse().ok()?,
+        start_ticks: words.next()?.parse().ok()?,
     };
-    Occupant(words.ok().and_then(|_| parse()))
+    proc.is_alive().then_some((who, proc.pid))
 }
 
 #[cfg(test)]
@@ -160,8 +183,24 @@ mod tests {
                 && said.contains(&std::process::id().to_string()),
             "{said}"
         );
+        assert_eq!(RunLock::occupant(&run_dir), Some(occupant));
         drop(lock);
         assert!(matches!(take(&run_dir, Who::Watch), Attempt::Taken(_)));
+        assert_eq!(RunLock::occupant(dir.path()), None);
+    }
+
+    #[test]
+    fn words_of_the_dead_say_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let _lock = take(&run_dir, Who::Clean);
+        // Its start time is another one: an earlier process with this PID.
+        let own = std::process::id();
+        fs::write(run_dir.join(NAME), format!("watch {own} 1\n")).unwrap();
+        assert!(matches!(
+            take(&run_dir, Who::Clean),
+            Attempt::Held(Occupant(None))
+        ));
     }
 
     #[test]
@@ -174,7 +213,7 @@ mod tests {
             panic!("nobody has it");
         };
         let text = fs::read_to_string(run_dir.join(NAME)).unwrap();
-        assert_eq!(text, format!("watch {}\n", std::process::id()));
+        assert_eq!(text, words(Who::Watch));
         // Garbage while it is held: held by somebody.
         fs::write(run_dir.join(NAME), "clean me").unwrap();
         assert!(matches!(

@@ -18,10 +18,19 @@ use crate::{SOON, ask, hooked, request_text, requests, wait_request};
 const NOTHING: Vec<String> = Vec::new();
 const NOTHING_TO_DO: &str = "nothing to do for a request: forgotten";
 
+/// With no executor alive, only its own flags tell that the agent is done with a
+/// run that its runtime directory does not have (any more).
+fn released() -> AgentOptions {
+    AgentOptions {
+        known_by_name: true,
+        ..AgentOptions::default()
+    }
+}
+
 /// The agent's only executor died, and nobody watched.
 #[test]
 fn the_only_executor() -> Result<()> {
-    let host = hooked("only", AgentOptions::default())?;
+    let host = hooked("only", released())?;
     let pod = host.run_pod("we b\"pod", 2, "--restart always")?;
     pod.executor.sigkill_executor()?;
     host.framework.wait_terminal(&pod.task_id, SOON)?;
@@ -34,7 +43,8 @@ fn the_only_executor() -> Result<()> {
     Ok(())
 }
 
-/// Of several executors with one name only the dead run is touched.
+/// Of several executors with one name only the dead run is touched, and of several
+/// dead ones only whom a request names.
 #[test]
 fn only_the_dead_run() -> Result<()> {
     let host = hooked("dead-run", AgentOptions::posix())?;
@@ -45,12 +55,29 @@ fn only_the_dead_run() -> Result<()> {
     wait_request(&host)?;
     // The next run of the same executor lives when the request is read.
     let next = host.run_pod("pod", 1, "")?;
+    let unnamed = host.run_pod("unnamed", 1, "")?;
+    let named = requests(&host)?;
+    unnamed.executor.sigkill_executor()?;
+    let later = wait::try_until(SOON, "the other one's request", || {
+        let later = requests(&host)?
+            .into_iter()
+            .find(|name| !named.contains(name));
+        Ok(later)
+    })?;
+    fs::remove_file(Watcher::inbox(&host.scratch).join(later))?;
     let clean = host.clean(ENFORCE, &[])?.end()?;
     let case = clean.expect(0).case(pod.executor.container_id())?;
     ensure!(case["result"] == "clean", "{case}");
     assert_eq!(pod.executor.running_pod(&host.docker)?, NOTHING);
     assert_eq!(next.executor.running_pod(&host.docker)?.len(), 1);
     assert_eq!(twin.executor.running_pod(&host.docker)?.len(), 1);
+    assert_eq!(unnamed.executor.running_pod(&host.docker)?.len(), 1);
+    let left = clean.said("a dead run that no request names: left to the daemon")?;
+    ensure!(
+        left.len() == 1 && left[0]["container"] == unnamed.executor.container_id(),
+        "{}",
+        clean.output
+    );
     assert_eq!(clean.said("case")?.len(), 1);
     assert_eq!(requests(&host)?, NOTHING);
     Ok(())
@@ -265,7 +292,7 @@ fn bad_inboxes() -> Result<()> {
 /// For supervisors without path units.
 #[test]
 fn waits_for_a_request() -> Result<()> {
-    let host = hooked("waits", AgentOptions::default())?;
+    let host = hooked("waits", released())?;
     let waits = host.clean(ENFORCE, &["--wait", "--timeout", "60s"])?;
     let pod = host.run_pod("pod", 1, "")?;
     pod.executor.sigkill_executor()?;

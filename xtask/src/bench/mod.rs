@@ -2,6 +2,7 @@
 //! commands that measure them.
 
 mod agents;
+mod hook;
 mod latency;
 mod report;
 mod storm;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// Measure the daemon on this machine
+/// Measure the daemon and the hook module on this machine
 ///
 /// Figures are measured, not judged: a goal is reported as met or missed, and
 /// the exit status is 0 either way. Like the demo it works beside the host's own
@@ -21,7 +22,8 @@ use anyhow::Result;
 Examples:
   cargo xtask bench latency                    200 deaths idle, 200 under load
   cargo xtask bench latency --deaths 50 --idle-only
-  cargo xtask bench latency --json out.json    Every single death, too")]
+  cargo xtask bench latency --json out.json    Every single death, too
+  cargo xtask bench hook                       The hook module in every Mesos release")]
 pub(crate) struct Args {
     #[command(subcommand)]
     bench: Bench,
@@ -30,10 +32,12 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Bench {
     Latency(latency::Args),
+    Hook(hook::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Latency(args) => latency::run(args),
+        Bench::Hook(args) => hook::run(args),
     }
 }

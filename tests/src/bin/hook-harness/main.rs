@@ -11,7 +11,7 @@
 //! | `only=remove` | … or only slaveRemoveExecutorHook |
 //! | `framework=HEX`, `executor=HEX` | ids |
 //! | `compare=yes` | own functions with the host's, by a module with test switches |
-//! | `times=yes` | how long slaveRemoveExecutorHook takes |
+//! | `times=yes` | how long slaveRemoveExecutorHook takes, and a call that does nothing |
 //!
 //! Exit status 3: loading was refused, 4: installing was refused.
 
