@@ -17,7 +17,7 @@ use super::{Death, Outcome};
 use crate::config::Mode;
 use crate::docker::{ContainerInfo, JoinKey, RunScope, exact_key};
 use crate::inbox::Request;
-use crate::mesos::AgentState;
+use crate::mesos::{AgentState, ContainerId};
 use crate::process::monotonic_ns;
 use crate::registry::Run;
 
@@ -492,11 +492,20 @@ impl Reaper {
 }
 
 /// The run-exact key that makes a container part of a dead run.
+///
+/// Must not be called with the registry locked.
 pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
     let sandboxes = run
         .identity
         .as_ref()
         .map(|identity| [&identity.sandbox, &identity.resolved]);
+    let is_run = |id: ContainerId| {
+        host.registry().get(id).is_some()
+            || host
+                .agents
+                .iter()
+                .any(|agent| agent.runtime.owns(id).unwrap_or(true))
+    };
     exact_key(
         info,
         &RunScope {
@@ -509,6 +518,7 @@ pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
                 .map(PathBuf::as_path)
                 .collect(),
         },
+        is_run,
     )
 }
 
