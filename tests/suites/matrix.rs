@@ -389,7 +389,8 @@ fn odd_executor_ids() -> Result<()> {
         shell.as_str(),
         "we *b[a-z]?",
         "pod-é\u{202e}-漢字",
-        &"x".repeat(200),
+        // As long as a name in a file system can be.
+        &"x".repeat(255),
         "latest",
         "--help",
         "a:b,c=d",

@@ -12,13 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::command::system_program;
+use cleanup_tests::docker::IMAGE;
 use cleanup_tests::host::{Host, RunningPod};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::nested::Nested;
 use cleanup_tests::mesos::pod::{self, Pod};
+use cleanup_tests::mesos::spec::ExecutorSpec;
 use cleanup_tests::process::Process;
-use cleanup_tests::wait;
+use cleanup_tests::scratch::Scratch;
 use cleanup_tests::watcher::Watcher;
+use cleanup_tests::{log, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -262,4 +265,72 @@ fn a_nested_containers_id_that_is_a_living_run() -> Result<()> {
     let case = watcher.wait_case(of_victim)?;
     assert_eq!(case["containers"], 2, "{case}");
     host.ensure_clean(&victim, &case)
+}
+
+/// An executor in a container of the agent's own Docker containerizer, beside one
+/// that runs a pod. Neither its life nor its death is ours. (Older releases take
+/// the image from the task, and have no executor for that in their packages.)
+#[test]
+fn executors_of_the_docker_containerizer() -> Result<()> {
+    let scratch = Scratch::new("dockerised")?;
+    let socket = scratch.path().join("docker/docker.sock");
+    let options = AgentOptions {
+        env: [
+            ("MESOS_CONTAINERIZERS", "docker,mesos".into()),
+            (
+                "MESOS_DOCKER",
+                system_program("docker").display().to_string(),
+            ),
+            ("MESOS_DOCKER_SOCKET", socket.display().to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec(),
+        ..AgentOptions::default()
+    };
+    let host = Host::on(scratch, MESOS, options, &[])?;
+    let watcher = host.enforce()?;
+    let spec = ExecutorSpec {
+        executor_id: "contained".to_owned(),
+        command: "exec sleep 86400".to_owned(),
+        image: Some(IMAGE.to_owned()),
+        ..ExecutorSpec::default()
+    };
+    let task = host.framework.launch(&spec)?;
+    let own = wait::try_until(SOON, "the agent's own container", || {
+        Ok(host.docker.running_with("name=^/mesos-")?.pop())
+    })
+    .with_context(|| log::tail(&host.agent.log_path(), 20))?;
+    let inspected = host.docker.inspect(&own)?;
+    let main = inspected["State"]["Pid"].as_i64().context("a pid")?;
+    let main = Process::of(i32::try_from(main)?).context("the executor")?;
+
+    let pod = host.run_pod("pod", 2, "")?;
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(pod.executor.container_id())?;
+    assert_eq!(case["containers"], 2, "{case}");
+    host.ensure_clean(&pod, &case)?;
+    wait::holds(A_WHILE, "the agent's own container runs", || main.alive())?;
+
+    let neighbour = host.run_pod("neighbour", 2, "")?;
+    main.signal(Signal::KILL)?;
+    let update = host.framework.wait_terminal(&task, SOON)?;
+    assert_eq!(update.state, "TASK_FAILED", "{update:?}");
+    wait::holds(A_WHILE, "the neighbour's pod runs", || {
+        neighbour
+            .executor
+            .running_pod(&host.docker)
+            .is_ok_and(|running| running == neighbour.containers)
+    })?;
+    assert_eq!(watcher.said("case")?.len(), 1, "{:#?}", watcher.lines()?);
+    assert_eq!(host.docker.inspect(&own)?["State"]["ExitCode"], 137);
+    drop(watcher);
+
+    // Nor is it for a daemon that was not there to see it.
+    let watcher = host.enforce()?;
+    let known = watcher.wait_message("learnt")?;
+    assert_eq!(known["container"], neighbour.executor.container_id());
+    wait::holds(A_WHILE, "no case", || {
+        watcher.said("case").is_ok_and(|cases| cases.is_empty())
+    })?;
+    host.ensure_agent_is_well()
 }

@@ -107,11 +107,9 @@ impl Framework {
     /// Returns the task's id.
     pub fn launch(&self, spec: &ExecutorSpec) -> Result<String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let task_id = format!(
-            "{}-task-{}",
-            spec.executor_id,
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        // An id has no more than 255 bytes, and the executor's may have as many.
+        let start: String = spec.executor_id.chars().take(40).collect();
+        let task_id = format!("{start}-task-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let what = format!("an offer for {}", spec.executor_id);
         let offer = wait::until(OFFER, what, || self.shared.lock().take_offer(spec))
             .with_context(|| format!("last error: {:?}", self.shared.lock().error))?;
