@@ -34,9 +34,12 @@ impl Default for ExecutorSpec {
 }
 
 impl ExecutorSpec {
-    /// Is there enough of everything in an offer?
-    pub(super) fn fits(&self, offer: &Value) -> bool {
-        scalar(offer, "cpus") >= 2.0 * CPUS && scalar(offer, "mem") >= f64::from(self.mem_mb)
+    /// Is there enough of everything in an offer for all of these?
+    pub(super) fn fit(specs: &[Self], offer: &Value) -> bool {
+        let cpus = 2.0 * CPUS * specs.len() as f64;
+        let mem: u32 = specs.iter().map(|spec| spec.mem_mb).sum();
+        // Sums of tenths are seldom exact.
+        scalar(offer, "cpus") >= cpus - 0.01 && scalar(offer, "mem") >= f64::from(mem)
     }
 
     /// The description of a task on an executor of its own.
