@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::Config;
-use crate::docker::{Docker, Index};
+use crate::docker::{Docker, Index, Lists};
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir};
 use crate::process::Proc;
 use crate::registry::{AgentIndex, Registry};
@@ -30,6 +30,7 @@ pub struct Host {
     pub launcher: Hierarchy,
     pub docker: Docker,
     pub index: Index,
+    pub lists: Lists,
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
@@ -108,6 +109,7 @@ impl Host {
             launcher,
             docker,
             index: Index::default(),
+            lists: Lists::default(),
             roots: agents
                 .iter()
                 .map(|agent| agent.cgroups_root.clone())

@@ -7,7 +7,7 @@ use super::record::Ending;
 use super::{Death, reaper::key_of};
 use crate::cgroup::RunCgroup;
 use crate::config::Action;
-use crate::docker::{DockerError, JoinKey, LabelEvidence, Listed, Stopped, label_key, list_all};
+use crate::docker::{DockerError, JoinKey, LabelEvidence, Listed, Stopped, label_key};
 use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Run;
 
@@ -57,7 +57,7 @@ pub async fn discover_pod(
     run: &Run,
     death: &Death,
 ) -> Result<Vec<(String, JoinKey)>, DockerError> {
-    let running = list_all(&host.docker, &host.index).await?;
+    let running = host.lists.list(&host.docker, &host.index).await?;
     let evidence = label_evidence(host, run, death);
     let beneath = beneath(host, run);
     let join = |listed: &Listed| {
@@ -68,9 +68,8 @@ pub async fn discover_pod(
         key_of(host, run, info).or_else(|| label_key(info, host.roots(), evidence.as_ref()?))
     };
     Ok(running
-        .into_iter()
-        .filter_map(|listed| Some((join(&listed)?, listed.id)))
-        .map(|(key, id)| (id, key))
+        .iter()
+        .filter_map(|listed| Some((listed.id.clone(), join(listed)?)))
         .collect())
 }
 
