@@ -15,7 +15,6 @@ use cleanup_tests::host::Host;
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::spec::ExecutorSpec;
-use cleanup_tests::wait;
 use serde_json::Value;
 
 const MESOS: &str = "1.11.0";
@@ -124,10 +123,7 @@ fn everybody_dies_at_once() -> Result<()> {
         "all killed within {:.1} ms",
         1e3 * start.elapsed().as_secs_f64()
     );
-    let cases = wait::try_until(ALL, "all cases to be closed", || {
-        let cases = watcher.said("case")?;
-        Ok((cases.len() >= count).then_some(cases))
-    })?;
+    let cases = watcher.wait_cases(count, ALL)?;
     eprintln!("all closed after {:.1} s", start.elapsed().as_secs_f64());
     let by_run: HashMap<&str, &Value> = cases
         .iter()
