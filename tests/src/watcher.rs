@@ -308,6 +308,18 @@ impl Watcher {
         })
     }
 
+    /// Waits for the closing lines of so many cases.
+    pub fn wait_cases(&self, count: usize, limit: Duration) -> Result<Vec<Value>> {
+        wait::try_until(limit, format_args!("{count} cases"), || {
+            let cases = self.said("case")?;
+            if cases.len() < count && !self.service.process().alive() {
+                bail!("the daemon has ended after {} cases", cases.len());
+            }
+            Ok((cases.len() >= count).then_some(cases))
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
+    }
+
     /// The closing lines of a run's cases.
     pub fn cases(&self, container_id: &str) -> Result<Vec<Value>> {
         let mut cases = self.said("case")?;

@@ -276,23 +276,6 @@ fn a_container_comes_late() -> Result<()> {
     host.ensure_clean(&pod, &reopened)
 }
 
-/// The same death with older releases: other cgroups, other files.
-#[test]
-fn older_releases() -> Result<()> {
-    for version in ["1.4.3", "1.6.1", "1.8.1"] {
-        let name = format!("v{}", version.replace('.', "-"));
-        let host = Host::start(&name, version, AgentOptions::default())?;
-        let watcher = host.enforce()?;
-        let pod = host.run_pod("pod", 2, "--restart always")?;
-        pod.executor.sigkill_executor()?;
-        let case = watcher.wait_case(pod.executor.container_id())?;
-        assert_eq!(case["origin"], "kernel", "{version}: {case}");
-        host.ensure_clean(&pod, &case)
-            .with_context(|| format!("Mesos {version}"))?;
-    }
-    Ok(())
-}
-
 /// `action = "remove"` removes the containers as well.
 #[test]
 fn action_remove() -> Result<()> {

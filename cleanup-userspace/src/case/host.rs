@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::brake::Brake;
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::Config;
-use crate::docker::{Docker, Index};
+use crate::docker::{Docker, Index, Lists};
 use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
 use crate::process::Proc;
@@ -33,6 +33,7 @@ pub struct Host {
     pub docker: Docker,
     pub index: Index,
     pub journal: Journal,
+    pub lists: Lists,
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
@@ -126,6 +127,7 @@ impl Host {
             docker,
             journal,
             index: Index::default(),
+            lists: Lists::default(),
             roots: agents
                 .iter()
                 .map(|agent| agent.cgroups_root.clone())

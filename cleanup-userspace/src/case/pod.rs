@@ -10,8 +10,9 @@ use crate::cgroup::RunCgroup;
 use crate::config::Action;
 use crate::docker::{
     ContainerInfo, DockerError, JoinKey, LabelEvidence, Listed, RunScope, Stopped, exact_key,
-    label_key, list_all,
+    label_key,
 };
+use crate::mesos::ContainerId;
 use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Run;
 
@@ -46,11 +47,20 @@ impl Found {
 }
 
 /// The run-exact key that makes a container part of a dead run.
+///
+/// Must not be called with the registry locked.
 pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
     let sandboxes = run
         .identity
         .as_ref()
         .map(|identity| [&identity.sandbox, &identity.resolved]);
+    let is_run = |id: ContainerId| {
+        host.registry().get(id).is_some()
+            || host
+                .agents
+                .iter()
+                .any(|agent| agent.runtime.owns(id).unwrap_or(true))
+    };
     exact_key(
         info,
         &RunScope {
@@ -63,6 +73,7 @@ pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
                 .map(PathBuf::as_path)
                 .collect(),
         },
+        is_run,
     )
 }
 
@@ -104,24 +115,25 @@ pub async fn discover_pod(
     run: &Run,
     death: &Death,
 ) -> Result<Vec<Found>, DockerError> {
-    let running = list_all(&host.docker, &host.index).await?;
+    let running = host.lists.list(&host.docker, &host.index).await?;
     let evidence = label_evidence(host, run, death);
     let beneath = beneath(host, run);
-    let join = |listed: Listed| {
+    let join = |listed: &Listed| {
         let Listed { id, info } = listed;
-        if beneath.contains(&id) {
+        let info = info.as_ref();
+        if beneath.contains(id) {
             return Some(Found {
                 keep: info.is_some_and(|info| info.is_kept()),
-                id,
+                id: id.clone(),
                 key: JoinKey::Cgroup,
             });
         }
         let info = info?;
-        let key = key_of(host, run, &info)
-            .or_else(|| label_key(&info, host.roots(), evidence.as_ref()?))?;
-        Some(Found::of(&info, key))
+        let key = key_of(host, run, info)
+            .or_else(|| label_key(info, host.roots(), evidence.as_ref()?))?;
+        Some(Found::of(info, key))
     };
-    Ok(running.into_iter().filter_map(join).collect())
+    Ok(running.iter().filter_map(join).collect())
 }
 
 /// `None`: something that a join by label must know is not known.

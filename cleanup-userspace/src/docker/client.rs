@@ -27,7 +27,7 @@ use super::{ContainerInfo, ContainerState};
 const IDLE_CONNECTIONS: usize = 8;
 
 /// What Docker answered, as far as a caller decides by it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DockerError {
     #[error("Docker at {socket} did not answer within {limit:?}: {what}")]
     Timeout {

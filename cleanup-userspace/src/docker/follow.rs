@@ -8,6 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 
+use super::shared::Shared;
 use super::{ContainerInfo, Docker, DockerError, Index};
 
 /// How many inspects may be asked for at once.
@@ -109,9 +110,22 @@ pub struct Listed {
     pub info: Option<Arc<ContainerInfo>>,
 }
 
+/// Lists for many cases at the same time: a list is as long as there are
+/// containers, and one for each of many dead runs keeps Docker from stopping them.
+#[derive(Debug, Default)]
+pub struct Lists(Shared<Result<Arc<[Listed]>, DockerError>>);
+
+impl Lists {
+    /// What runs, as Docker says after this call began. See [`list_all`].
+    pub async fn list(&self, docker: &Docker, index: &Index) -> Result<Arc<[Listed]>, DockerError> {
+        let list = async { list_all(docker, index).await.map(Arc::from) };
+        self.0.ask(list).await
+    }
+}
+
 /// Lists what runs, and puts it into the index. A container that Docker does not
 /// answer for is said so once.
-pub async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerError> {
+async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerError> {
     let mark = index.mark();
     let ids = docker.list_running().await?;
     index.replace_running(&ids, mark);

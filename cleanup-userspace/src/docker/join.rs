@@ -44,23 +44,35 @@ const CONFIG_FILES: &str = "com.docker.compose.project.config_files";
 const EXECUTOR_ID: &str = "executorId";
 
 /// The run-exact key that makes a container part of this run, if there is one.
-pub fn exact_key(container: &ContainerInfo, run: &RunScope<'_>) -> Option<JoinKey> {
+///
+/// `is_run` tells whether an id is that of a run, not of a container within one;
+/// it is asked only of ids that would otherwise be taken for the latter.
+pub fn exact_key(
+    container: &ContainerInfo,
+    run: &RunScope<'_>,
+    is_run: impl Fn(ContainerId) -> bool,
+) -> Option<JoinKey> {
     if container.agents_own {
         return None;
     }
     // The cgroup decides, whatever the labels say.
-    let mut parents = run
-        .all_roots
-        .iter()
-        .filter_map(|root| Some((root, run_of_cgroup_parent(container, root)?)));
-    if let Some((root, named)) = parents.next() {
-        return (named == run.container && root == run.cgroups_root)
-            .then_some(JoinKey::CgroupParent);
+    for root in run.all_roots {
+        match run_of_cgroup_parent(container, root) {
+            Some(named) if named == run.container && root == run.cgroups_root => {
+                return Some(JoinKey::CgroupParent);
+            }
+            Some(named)
+                if root == run.cgroups_root
+                    && is_nested(container, run, named)
+                    && !is_run(named) => {}
+            Some(_) => return None,
+            None => {}
+        }
     }
     // Files in two sandboxes name nobody.
-    if named_runs(container, run.all_roots)
-        .iter()
-        .any(|named| *named != run.container)
+    if files_of(container)
+        .filter_map(sandbox_named_by)
+        .any(|named| named != run.container)
     {
         return None;
     }
@@ -78,6 +90,43 @@ pub fn exact_key(container: &ContainerInfo, run: &RunScope<'_>) -> Option<JoinKe
         .split(',')
         .any(here)
         .then_some(JoinKey::ConfigFiles)
+}
+
+/// Whether `named`, the id in the container's `CgroupParent`, is that of a
+/// container within the run: dce-go takes the last part of its working directory
+/// for the run's id, and started in a nested container names a cgroup that no
+/// agent knows. All compose files have to lie in the directory of exactly this
+/// nested container, `<sandbox>/containers/<id>`.
+fn is_nested(container: &ContainerInfo, run: &RunScope<'_>, named: ContainerId) -> bool {
+    let mut files = files_of(container).peekable();
+    files.peek().is_some()
+        && files.all(|file| {
+            let mut sandboxes = run.sandboxes.iter();
+            sandboxes.any(|sandbox| nested_named_by(file, sandbox) == Some(named))
+        })
+}
+
+/// The innermost nested container in whose directory a path lies:
+/// `<sandbox>/containers/<id>`, and again `containers/<id>` for one within it.
+fn nested_named_by(path: &str, sandbox: &Path) -> Option<ContainerId> {
+    if !lies_in(path, sandbox) {
+        return None;
+    }
+    let mut parts = Path::new(path).strip_prefix(sandbox).ok()?.iter();
+    let mut innermost = None;
+    while parts.next().is_some_and(|part| part == "containers") {
+        let Some(id) = parts.next() else { break };
+        innermost = Some(id);
+    }
+    innermost?.to_str()?.parse().ok()
+}
+
+/// The places that compose's labels name.
+fn files_of(container: &ContainerInfo) -> impl Iterator<Item = &str> {
+    [WORKING_DIR, CONFIG_FILES]
+        .iter()
+        .filter_map(|label| container.labels.get(*label))
+        .flat_map(|value| value.split(','))
 }
 
 /// Everything that must be known for a join by label alone.
@@ -104,11 +153,7 @@ pub fn label_key(
     let names_a_run = roots
         .iter()
         .any(|root| run_of_cgroup_parent(container, root).is_some())
-        || [WORKING_DIR, CONFIG_FILES]
-            .iter()
-            .filter_map(|label| container.labels.get(*label))
-            .flat_map(|value| value.split(','))
-            .any(|path| sandbox_named_by(path).is_some());
+        || files_of(container).any(|path| sandbox_named_by(path).is_some());
     let joined = !container.agents_own
         && container.labels.get(EXECUTOR_ID) == Some(&evidence.executor_id)
         && !names_a_run
@@ -125,11 +170,7 @@ pub fn named_runs(container: &ContainerInfo, roots: &[CgroupsRoot]) -> Vec<Conta
     let by_parent = roots
         .iter()
         .filter_map(|root| run_of_cgroup_parent(container, root));
-    let by_files = [WORKING_DIR, CONFIG_FILES]
-        .iter()
-        .filter_map(|label| container.labels.get(*label))
-        .flat_map(|value| value.split(','))
-        .filter_map(sandbox_named_by);
+    let by_files = files_of(container).filter_map(sandbox_named_by);
     let mut runs: Vec<_> = by_parent.chain(by_files).collect();
     runs.sort();
     runs.dedup();
@@ -187,6 +228,7 @@ mod tests {
 
     const RUN: &str = "857fd7a0-df05-458b-bd72-f5c280790aa0";
     const OTHER: &str = "11111111-2222-3333-4444-555555555555";
+    const CHILD: &str = "0c41d2e6-6f0a-4b9a-8a53-7d2f0e5b1c9d";
 
     fn sandbox(id: &str) -> String {
         format!("/w/slaves/S/frameworks/F/executors/E/runs/{id}")
@@ -211,6 +253,11 @@ mod tests {
     }
 
     fn key(container: &ContainerInfo) -> Option<JoinKey> {
+        key_beside(container, &[])
+    }
+
+    /// [`key`], with these ids known to be runs.
+    fn key_beside(container: &ContainerInfo, runs: &[&str]) -> Option<JoinKey> {
         let root = CgroupsRoot::default();
         let sandbox = sandbox(RUN);
         exact_key(
@@ -224,6 +271,7 @@ mod tests {
                 ],
                 sandboxes: vec![Path::new(&sandbox), Path::new("/resolved")],
             },
+            |id| runs.contains(&id.as_str()),
         )
     }
 
@@ -325,6 +373,70 @@ mod tests {
         assert_eq!(key(&forged), None);
     }
 
+    /// dce-go in the nested container `CHILD` of the run.
+    fn of_nested(parent: &str, working_dir: &str, files: &str) -> ContainerInfo {
+        ContainerInfo {
+            cgroup_parent: parent.to_owned(),
+            ..labelled(&[
+                (WORKING_DIR, working_dir.to_owned()),
+                (CONFIG_FILES, files.to_owned()),
+            ])
+        }
+    }
+
+    #[test]
+    fn a_parent_named_after_a_nested_container_is_the_runs() {
+        let here = format!("{}/containers/{CHILD}", sandbox(RUN));
+        let parent = format!("/mesos/{CHILD}");
+        let file = format!("{here}/poddata/a.yml");
+        let pod = of_nested(&parent, &here, &file);
+        assert_eq!(key(&pod), Some(JoinKey::WorkingDir));
+        assert_eq!(named_runs(&pod, &[CgroupsRoot::default()]).len(), 2);
+        // A nested container of a nested container; the sandbox's other name.
+        for deep in [
+            format!("{}/containers/{OTHER}/containers/{CHILD}/p", sandbox(RUN)),
+            format!("/resolved/containers/{CHILD}"),
+        ] {
+            assert_eq!(
+                key(&of_nested(&parent, &deep, &deep)),
+                Some(JoinKey::WorkingDir)
+            );
+        }
+        // Known to be a run of its own: whatever the labels say.
+        assert_eq!(key_beside(&pod, &[CHILD]), None);
+        let elsewhere = format!("{}/containers/{CHILD}", sandbox(OTHER));
+        for (parent, dir, file) in [
+            // Another nested container, another run's, and not a nested one.
+            (
+                &parent,
+                &format!("{}/containers/{OTHER}", sandbox(RUN)),
+                &file,
+            ),
+            (&parent, &elsewhere, &elsewhere),
+            (&parent, &here, &elsewhere),
+            (&parent, &sandbox(RUN), &file),
+            (&parent, &format!("{}/x/{CHILD}", sandbox(RUN)), &file),
+            (
+                &parent,
+                &format!("{here}/containers"),
+                &format!("{here}/../x"),
+            ),
+            // The parent is the outer one of two.
+            (&parent, &format!("{here}/containers/{OTHER}"), &file),
+            // Another agent's root, another run's cgroup.
+            (&format!("/second/{CHILD}"), &here, &file),
+            (&format!("/mesos/{OTHER}"), &here, &file),
+        ] {
+            assert_eq!(
+                key(&of_nested(parent, dir, file)),
+                None,
+                "{parent} {dir} {file}"
+            );
+        }
+        // No compose files at all.
+        assert_eq!(key(&parented(&parent)), None);
+    }
+
     #[test]
     fn an_agents_own_container_is_nobodys_pod() {
         let own = ContainerInfo {
@@ -415,6 +527,22 @@ mod tests {
         fn outside_stays_outside(path in "/[a-z./-]{0,30}") {
             prop_assume!(!path.starts_with("/w/slaves/S/frameworks/F/executors/E/runs/"));
             prop_assert_eq!(key(&labelled(&[(WORKING_DIR, path)])), None);
+        }
+
+        /// A parent that names another run joins only by files in the directory of
+        /// a nested container of that very id.
+        #[test]
+        fn another_runs_cgroup_never_joins(path in "(/containers|/poddata|/[.]{2}|/0c41d2e6-6f0a-4b9a-8a53-7d2f0e5b1c9d|/11111111-2222-3333-4444-555555555555|/x){0,6}") {
+            let path = format!("{}{path}", sandbox(RUN));
+            let joined = key(&of_nested(&format!("/mesos/{CHILD}"), &path, &path)).is_some();
+            let mut innermost = None;
+            let mut rest = path.strip_prefix(&sandbox(RUN)).unwrap();
+            while let Some(inner) = rest.strip_prefix("/containers/") {
+                let (id, after) = inner.split_once('/').unwrap_or((inner, ""));
+                innermost = Some(id);
+                rest = &inner[inner.len() - after.len() - usize::from(inner.contains('/'))..];
+            }
+            prop_assert_eq!(joined, innermost == Some(CHILD) && !path.contains(".."));
         }
 
         #[test]

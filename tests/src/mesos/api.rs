@@ -15,6 +15,8 @@ const STREAM_ID: &str = "Mesos-Stream-Id";
 pub const SCHEDULER: &str = "/master/api/v1/scheduler";
 /// The API of executors, on the agent.
 pub const EXECUTOR: &str = "/slave(1)/api/v1/executor";
+/// The API of operators, on the agent.
+pub const AGENT: &str = "/slave(1)/api/v1";
 
 /// `GET http://ENDPOINT PATH`, an answer of JSON.
 pub fn get(endpoint: &str, path: &str, limit: Duration) -> Result<Value> {
@@ -47,6 +49,24 @@ pub fn call(endpoint: &str, path: &str, stream: Option<&str>, body: &Value) -> R
     let text = answer.body_mut().read_to_string().unwrap_or_default();
     ensure!(status.is_success(), "{}: {status}: {text}", what());
     Ok(())
+}
+
+/// Sends a call that is answered with JSON, or with nothing: then null.
+pub fn ask(endpoint: &str, path: &str, body: &Value, limit: Duration) -> Result<Value> {
+    let what = || format!("call {} to {endpoint}", body["type"]);
+    let mut answer = client(limit)
+        .post(format!("http://{endpoint}{path}"))
+        .header("Content-Type", "application/json")
+        .header("Accept", "application/json")
+        .send(body.to_string())
+        .with_context(what)?;
+    let status = answer.status();
+    let text = answer.body_mut().read_to_string().with_context(what)?;
+    ensure!(status.is_success(), "{}: {status}: {text}", what());
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(&text).with_context(|| format!("{}: {text}", what()))
 }
 
 fn client(limit: Duration) -> ureq::Agent {

@@ -106,15 +106,17 @@ impl Framework {
     /// Launches a task on an executor of its own, as soon as there is an offer.
     /// Returns the task's id.
     pub fn launch(&self, spec: &ExecutorSpec) -> Result<String> {
+        let mut tasks = self.launch_all(std::slice::from_ref(spec))?;
+        tasks.pop().context("one executor, one task")
+    }
+
+    /// [`Self::launch`] of all these at once, on one offer. The ids of the tasks, in
+    /// the same order.
+    pub fn launch_all(&self, specs: &[ExecutorSpec]) -> Result<Vec<String>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let task_id = format!(
-            "{}-task-{}",
-            spec.executor_id,
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let what = format!("an offer for {}", spec.executor_id);
-        let offer = wait::until(OFFER, what, || {
-            let offer = self.shared.lock().take_offer(spec);
+        let names: Vec<_> = specs.iter().map(|spec| &spec.executor_id).collect();
+        let offer = wait::until(OFFER, format_args!("an offer for {names:?}"), || {
+            let offer = self.shared.lock().take_offer(specs);
             if offer.is_none() {
                 // What ended executors gave back comes in pieces, each too small:
                 // the allocator puts together what is declined.
@@ -124,16 +126,24 @@ impl Framework {
         })
         .with_context(|| format!("last error: {:?}", self.shared.lock().error))?;
         let framework_id = self.id().context("a framework with offers has an id")?;
-        let task = spec.task(&framework_id, &task_id, &offer["agent_id"]);
+        let mut ids = Vec::new();
+        let mut tasks = Vec::new();
+        for spec in specs {
+            // An id has no more than 255 bytes, and the executor's may have as many.
+            let start: String = spec.executor_id.chars().take(40).collect();
+            let id = format!("{start}-task-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+            tasks.push(spec.task(&framework_id, &id, &offer["agent_id"]));
+            ids.push(id);
+        }
         self.shared.call(json!({
             "type": "ACCEPT",
             "accept": {
                 "offer_ids": [offer["id"]],
-                "operations": [{ "type": "LAUNCH", "launch": { "task_infos": [task] } }],
+                "operations": [{ "type": "LAUNCH", "launch": { "task_infos": tasks } }],
                 "filters": { "refuse_seconds": 0.0 },
             },
         }))?;
-        Ok(task_id)
+        Ok(ids)
     }
 
     /// Gives back the offers it holds, for long enough that another framework gets
@@ -358,8 +368,9 @@ impl Shared {
 }
 
 impl State {
-    fn take_offer(&mut self, spec: &ExecutorSpec) -> Option<Value> {
-        let index = self.offers.iter().position(|offer| spec.fits(offer))?;
+    fn take_offer(&mut self, specs: &[ExecutorSpec]) -> Option<Value> {
+        let fits = |offer| ExecutorSpec::fit(specs, offer);
+        let index = self.offers.iter().position(fits)?;
         Some(self.offers.swap_remove(index))
     }
 }

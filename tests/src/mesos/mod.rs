@@ -5,6 +5,7 @@ pub mod api;
 pub mod executors;
 pub mod framework;
 pub mod libmesos;
+pub mod nested;
 pub mod pod;
 pub mod runtime;
 pub mod spec;

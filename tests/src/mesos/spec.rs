@@ -13,6 +13,8 @@ pub struct ExecutorSpec {
     pub command: String,
     pub labels: Vec<(String, String)>,
     pub env: Vec<(String, String)>,
+    /// The Docker image to run it in, by the agent's Docker containerizer.
+    pub image: Option<String>,
     /// The memory limit, of executor and pod together.
     pub mem_mb: u32,
 }
@@ -24,6 +26,7 @@ impl Default for ExecutorSpec {
             command: String::new(),
             labels: Vec::new(),
             env: Vec::new(),
+            image: None,
             // docker-compose alone takes some 50.
             mem_mb: 256,
         }
@@ -31,9 +34,12 @@ impl Default for ExecutorSpec {
 }
 
 impl ExecutorSpec {
-    /// Is there enough of everything in an offer?
-    pub(super) fn fits(&self, offer: &Value) -> bool {
-        scalar(offer, "cpus") >= 2.0 * CPUS && scalar(offer, "mem") >= f64::from(self.mem_mb)
+    /// Is there enough of everything in an offer for all of these?
+    pub(super) fn fit(specs: &[Self], offer: &Value) -> bool {
+        let cpus = 2.0 * CPUS * specs.len() as f64;
+        let mem: u32 = specs.iter().map(|spec| spec.mem_mb).sum();
+        // Sums of tenths are seldom exact.
+        scalar(offer, "cpus") >= cpus - 0.01 && scalar(offer, "mem") >= f64::from(mem)
     }
 
     /// The description of a task on an executor of its own.
@@ -48,7 +54,7 @@ impl ExecutorSpec {
         };
         let labels: Vec<_> = pairs(&self.labels, "key").collect();
         let variables: Vec<_> = pairs(&self.env, "name").collect();
-        json!({
+        let mut task = json!({
             "name": task_id,
             "task_id": { "value": task_id },
             "agent_id": agent_id,
@@ -66,7 +72,15 @@ impl ExecutorSpec {
                 "resources": [resource("cpus", CPUS), resource("mem", f64::from(self.mem_mb))],
                 "labels": { "labels": labels },
             },
-        })
+        });
+        if let Some(image) = &self.image {
+            task["executor"]["container"] = json!({
+                "type": "DOCKER",
+                // No other is there.
+                "docker": { "image": image, "network": "HOST" },
+            });
+        }
+        task
     }
 }
 
