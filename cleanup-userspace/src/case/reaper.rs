@@ -81,8 +81,10 @@ impl<G: Ground> Reaper<G> {
         let may_begin = reaper.ground.mode() == Mode::Enforce
             && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false)
             && !reaper.is_held();
-        if may_begin {
+        if may_begin && !found.is_empty() {
+            crash::point(Step::Stop, crash::Moment::Before);
             reaper.stop();
+            crash::point(Step::Stop, crash::Moment::After);
         }
         // Only now: nothing is written down on the way of the first request.
         let record = &reaper.state.record;

@@ -191,7 +191,11 @@ impl Record {
     /// Whether there was anything to do: a dead executor without a pod that left
     /// nothing behind is no case.
     pub fn is_case(&self) -> bool {
-        !self.containers.is_empty() || self.directories_removed > 0 || self.processes_ended > 0
+        // What was left alone was not even looked for.
+        self.result == CaseResult::Excluded
+            || !self.containers.is_empty()
+            || self.directories_removed > 0
+            || self.processes_ended > 0
     }
 
     pub fn first_stop_ns(&self) -> Option<u64> {
