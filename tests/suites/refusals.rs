@@ -172,7 +172,7 @@ fn config_with_an_agent(scratch: &Scratch) -> Result<std::path::PathBuf> {
     fs::write(
         &path,
         format!(
-            "[[agents]]\nwork_dir = \"{dir}/work\"\nruntime_dir = \"{dir}/run\"\ncgroups_root = \"{}\"\n",
+            "run_dir = \"{dir}/run-dir\"\n[[agents]]\nwork_dir = \"{dir}/work\"\nruntime_dir = \"{dir}/run\"\ncgroups_root = \"{}\"\n",
             scratch.name()
         ),
     )?;

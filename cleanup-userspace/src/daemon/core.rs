@@ -360,7 +360,7 @@ impl Core {
                 Ok(None) | Err(_) => break,
             }
         }
-        if !self.host.journal.flush(JOURNAL_DEADLINE).await {
+        if !self.host.journal.close(JOURNAL_DEADLINE).await {
             tracing::warn!("the last records did not get into the journal");
         }
         let Counters {

@@ -1,199 +1,31 @@
-//! `compose-cleanup clean --from-inbox`: the hook's requests, without a daemon.
-//!
-//! The way is the daemon's own: a survey finds dead runs, two looks that agree
-//! make one a case, the reaper carries it out. Only what a request names is
-//! opened, and a request's file goes when nothing more is to be done for it: a
-//! run that is killed leaves its requests to the next one.
+//! One run: from the first look to the last request that can be settled.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::OsString;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::casebook::Casebook;
-use super::core::{JOURNAL_DEADLINE, Message};
-use super::deaths::noticed;
-use super::learn::learn_agent;
-use super::surveyor::{SECOND_LOOK, Surveyor};
-use super::turn::{CleanTurn, turn_of_clean};
-use super::{Stop, find_agents, launcher_hierarchy, open_journal, preflight};
+use super::CleanOutcome;
+use super::verdict::{Found, LOOKS, Pending, Verdict, verdict};
 use crate::case::{CaseMessage, CaseResult, Host, Origin, Record, printable};
-use crate::cgroup::Hierarchies;
-use crate::config::{Config, Mode};
-use crate::docker::{Docker, DockerChange, follow_docker};
-use crate::inbox::{Inbox, Letter, Request, wait_for_request};
+use crate::config::Mode;
+use crate::daemon::casebook::Casebook;
+use crate::daemon::core::Message;
+use crate::daemon::deaths::noticed;
+use crate::daemon::learn::learn_agent;
+use crate::daemon::surveyor::{SECOND_LOOK, Surveyor};
+use crate::docker::{DockerChange, follow_docker};
+use crate::inbox::{Inbox, Letter};
 use crate::mesos::{ContainerId, Identity};
 use crate::reconcile::Survey;
 use crate::registry::Run;
-use crate::run_dir::Occupant;
 
 /// Without Docker's answer the first look waits no longer than this.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// How many looks, with Docker's answer, a request gets before nothing that was
-/// found is believed to be all that there is.
-const LOOKS: u32 = 2;
-/// How long a run that may live may take to turn out dead.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A daemon at work takes a request within milliseconds, one that starts within
-/// seconds.
-const DAEMON_TAKES: Duration = Duration::from_secs(20);
-const DAEMON_PAUSE: Duration = Duration::from_millis(250);
 /// Requests that are kept for a run that may act; the oldest go first.
 const MOST_HELD: usize = 1000;
-
-/// How to run.
-#[derive(Debug, Clone, Copy)]
-pub struct CleanOptions {
-    /// When to give up what is not finished.
-    pub timeout: Duration,
-    /// Wait for a request first.
-    pub wait: bool,
-}
-
-/// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CleanOutcome {
-    /// Everything that was asked for is done; or nothing was.
-    Done,
-    /// The daemon runs, and takes the requests itself.
-    Watched,
-    /// The time is over, or a signal came: the rest is left to the next run.
-    Unfinished,
-    /// Another `clean` has been at work all the time.
-    Busy,
-}
-
-/// Takes the inbox' requests. An error says why that cannot be done here.
-pub async fn clean_from_inbox(
-    config: Config,
-    options: CleanOptions,
-) -> anyhow::Result<CleanOutcome> {
-    preflight::check()?;
-    preflight::raise_descriptor_limit();
-    let mut stop = Stop::new()?;
-    let path = config.inbox_dir();
-    if options.wait {
-        tracing::info!(inbox = %path.display(), "waiting for a request");
-        tokio::select! {
-            waited = wait_for_request(&path) => waited.with_context(|| inbox_trouble(&path))?,
-            () = stop.wait() => return Ok(CleanOutcome::Done),
-        }
-    }
-    let deadline = Instant::now() + options.timeout;
-    let turn = tokio::select! {
-        turn = turn_of_clean(&config.run_dir, deadline) => turn?,
-        () = stop.wait() => return Ok(CleanOutcome::Unfinished),
-    };
-    let _turn = match turn {
-        CleanTurn::Taken(lock) => lock,
-        CleanTurn::Watched(occupant) => {
-            return tokio::select! {
-                outcome = watched(occupant, &path) => outcome,
-                () = stop.wait() => Ok(CleanOutcome::Unfinished),
-            };
-        }
-        CleanTurn::Busy(occupant) => {
-            tracing::warn!("{occupant} is still at work: nothing was done");
-            return Ok(CleanOutcome::Busy);
-        }
-    };
-    let inbox = Inbox::open(&path).with_context(|| inbox_trouble(&path))?;
-    let letters = inbox.read_all().with_context(|| inbox_trouble(&path))?;
-    if letters.is_empty() {
-        tracing::info!(inbox = %path.display(), "no requests: nothing to do");
-        return Ok(CleanOutcome::Done);
-    }
-    let hierarchies = Hierarchies::discover()?;
-    let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
-    let agents = tokio::select! {
-        agents = find_agents(&config) => agents,
-        () = sleep_until(deadline) => {
-            tracing::warn!("no agent was found in time: the requests are kept for the next run");
-            return Ok(CleanOutcome::Unfinished);
-        }
-        () = stop.wait() => return Ok(CleanOutcome::Unfinished),
-    };
-    let (journal, _) = open_journal(&config).await?;
-    let host = Arc::new(Host::new(
-        config,
-        hierarchies,
-        launcher,
-        docker,
-        journal.clone(),
-        agents,
-    ));
-    let outcome = Cleaner::new(host, inbox)
-        .run(deadline, stop.wait())
-        .await
-        .with_context(|| inbox_trouble(&path));
-    journal.flush(JOURNAL_DEADLINE).await;
-    outcome
-}
-
-/// The daemon takes the requests: looks that it does. Whoever starts this for each
-/// request does not start it again meanwhile.
-async fn watched(occupant: Occupant, path: &Path) -> anyhow::Result<CleanOutcome> {
-    let deadline = Instant::now() + DAEMON_TAKES;
-    loop {
-        let letters = Inbox::open(path)
-            .and_then(|inbox| inbox.read_all())
-            .with_context(|| inbox_trouble(path))?;
-        if letters.iter().all(Letter::is_held) {
-            tracing::info!("{occupant}, runs and takes the requests itself: nothing to do here");
-            return Ok(CleanOutcome::Watched);
-        }
-        if Instant::now() >= deadline {
-            tracing::warn!(
-                inbox = %path.display(),
-                "{occupant}, runs, but takes no requests from this inbox: is `inbox` another one in its configuration?"
-            );
-            return Ok(CleanOutcome::Unfinished);
-        }
-        tokio::time::sleep(DAEMON_PAUSE).await;
-    }
-}
-
-fn inbox_trouble(path: &Path) -> String {
-    format!("cannot read the inbox {}", path.display())
-}
-
-/// A request that is not settled.
-#[derive(Debug)]
-struct Pending {
-    request: Request,
-    since: Instant,
-    /// With Docker's answer.
-    looks: u32,
-    found: Found,
-}
-
-/// What the last look found of the executor's runs, besides those with a case.
-#[derive(Debug, Default, Clone, Copy)]
-struct Found {
-    /// Dead by one look.
-    suspect: bool,
-    live: bool,
-    /// May live: why that is not known.
-    unknown: Option<&'static str>,
-}
-
-/// What is to be done with a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Wait,
-    /// Everything of it was cleaned.
-    Done,
-    /// It may not be acted upon yet: kept for a run that may.
-    Hold,
-    /// There is nothing to do for it: why.
-    Forget(&'static str),
-}
 
 /// What a run's case came to; `None`: it is at work.
 #[derive(Debug)]
@@ -203,7 +35,7 @@ struct Case {
 }
 
 #[derive(Debug)]
-struct Cleaner {
+pub(super) struct Cleaner {
     host: Arc<Host>,
     inbox: Inbox,
     messages: UnboundedReceiver<Message>,
@@ -222,7 +54,7 @@ struct Cleaner {
 }
 
 impl Cleaner {
-    fn new(host: Arc<Host>, inbox: Inbox) -> Self {
+    pub(super) fn new(host: Arc<Host>, inbox: Inbox) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
         Self {
             casebook: Casebook::new(Arc::clone(&host), sender.clone()),
@@ -240,11 +72,11 @@ impl Cleaner {
         }
     }
 
-    async fn run(
+    pub(super) async fn run(
         mut self,
         deadline: Instant,
         stop: impl Future<Output = ()>,
-    ) -> std::io::Result<CleanOutcome> {
+    ) -> CleanOutcome {
         if self.host.config.mode == Mode::Observe {
             tracing::info!(
                 "mode is observe: nothing will be stopped or removed, and requests are kept"
@@ -257,12 +89,12 @@ impl Cleaner {
             docker_sender,
         ));
         let mut next_look = Instant::now() + FIRST_LOOK;
-        self.read_inbox()?;
+        self.read_inbox();
         tokio::pin!(stop);
         let finished = loop {
             if !self.looking && self.is_idle() {
                 // Whoever wrote meanwhile need not wait for another start.
-                self.read_inbox()?;
+                self.read_inbox();
                 if self.is_idle() {
                     break true;
                 }
@@ -284,7 +116,7 @@ impl Cleaner {
                     }
                 }
                 () = sleep_until(next_look), if !self.looking => {
-                    self.read_inbox()?;
+                    self.read_inbox();
                     if self.needs_a_look() {
                         self.look();
                     } else {
@@ -297,20 +129,25 @@ impl Cleaner {
             self.hand_over().await;
         }
         self.report(finished);
-        Ok(if finished {
+        if finished {
             CleanOutcome::Done
         } else {
             CleanOutcome::Unfinished
-        })
+        }
     }
 
     fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.casebook.open_cases() == 0
     }
 
-    fn read_inbox(&mut self) -> std::io::Result<()> {
+    /// Cases that are at work go on if it cannot be read any more.
+    fn read_inbox(&mut self) {
         let may_act = self.host.config.mode == Mode::Enforce;
-        for letter in self.inbox.read_all()? {
+        let letters = self.inbox.read_all().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the inbox cannot be read; going on with what was read before");
+            Vec::new()
+        });
+        for letter in letters {
             // An earlier run without effects said already what it would do.
             if letter.is_held() && !may_act {
                 continue;
@@ -322,7 +159,6 @@ impl Cleaner {
                 found: Found::default(),
             });
         }
-        Ok(())
     }
 
     /// Whether looking again can settle a request: an open case looks by itself.
@@ -492,12 +328,12 @@ impl Cleaner {
     }
 
     fn judge(&self, pending: &Pending, may_act: bool) -> Verdict {
-        let mut cases = self
+        let results: Vec<Option<CaseResult>> = self
             .cases
-            .iter()
-            .filter(|(_, case)| pending.request.names(&case.identity));
-        let results: Vec<Option<CaseResult>> =
-            cases.by_ref().map(|(_, case)| case.result).collect();
+            .values()
+            .filter(|case| pending.request.names(&case.identity))
+            .map(|case| case.result)
+            .collect();
         verdict(pending, &results, may_act, pending.since.elapsed())
     }
 
@@ -531,13 +367,12 @@ impl Cleaner {
         if finished {
             tracing::info!(requests = settled, cases, containers, "done");
         } else {
-            let waiting: Vec<OsString> = self
+            let waiting: Vec<String> = self
                 .pending
                 .values()
-                .map(|pending| pending.request.executor_id.clone())
                 .take(10)
+                .map(|pending| printable(&pending.request.executor_id))
                 .collect();
-            let waiting: Vec<String> = waiting.iter().map(|id| printable(id)).collect();
             tracing::warn!(
                 requests = settled,
                 cases,
@@ -547,142 +382,6 @@ impl Cleaner {
                 docker = ?self.docker_up,
                 "not finished: these requests are kept for the next run"
             );
-        }
-    }
-}
-
-/// What to do with a request, by what is known of its executor's runs. `cases`:
-/// what the cases of its dead runs came to.
-fn verdict(
-    pending: &Pending,
-    cases: &[Option<CaseResult>],
-    may_act: bool,
-    age: Duration,
-) -> Verdict {
-    let unfinished = |result: &Option<CaseResult>| {
-        matches!(
-            result,
-            None | Some(CaseResult::Open | CaseResult::HandedOver)
-        )
-    };
-    if cases.iter().any(unfinished) || pending.looks < LOOKS || pending.found.suspect {
-        return Verdict::Wait;
-    }
-    if cases.contains(&Some(CaseResult::Observed)) {
-        return Verdict::Hold;
-    }
-    if !cases.is_empty() {
-        return Verdict::Done;
-    }
-    match pending.found {
-        Found {
-            unknown: Some(why), ..
-        } => {
-            if age < PATIENCE {
-                Verdict::Wait
-            } else if may_act {
-                Verdict::Forget(why)
-            } else {
-                Verdict::Hold
-            }
-        }
-        Found { live: true, .. } => Verdict::Forget("the executor lives"),
-        Found { .. } => Verdict::Forget("nothing of the executor is left on this host"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pending(looks: u32, found: Found) -> Pending {
-        Pending {
-            request: Request {
-                framework_id: "F".into(),
-                executor_id: "E".into(),
-            },
-            since: Instant::now(),
-            looks,
-            found,
-        }
-    }
-
-    #[test]
-    fn a_request_goes_only_when_nothing_can_come_of_it_any_more() {
-        const CLEAN: Option<CaseResult> = Some(CaseResult::Clean);
-        const OBSERVED: Option<CaseResult> = Some(CaseResult::Observed);
-        let nothing = Found::default();
-        let live = Found {
-            live: true,
-            ..nothing
-        };
-        let suspect = Found {
-            suspect: true,
-            live: true,
-            ..nothing
-        };
-        let unknown = Found {
-            unknown: Some("why"),
-            live: true,
-            ..nothing
-        };
-        let forget = |why| Verdict::Forget(why);
-        for (what, looks, found, cases, may_act, age, expected) in [
-            ("one look", 1, nothing, &[][..], true, 60, Verdict::Wait),
-            (
-                "nothing twice",
-                2,
-                nothing,
-                &[],
-                true,
-                2,
-                forget("nothing of the executor is left on this host"),
-            ),
-            ("lives", 2, live, &[], true, 2, forget("the executor lives")),
-            ("seen dead once", 2, suspect, &[], true, 60, Verdict::Wait),
-            ("may live", 3, unknown, &[], true, 9, Verdict::Wait),
-            (
-                "may live for long",
-                6,
-                unknown,
-                &[],
-                true,
-                10,
-                forget("why"),
-            ),
-            (
-                "and nothing may be done",
-                6,
-                unknown,
-                &[],
-                false,
-                10,
-                Verdict::Hold,
-            ),
-            ("at work", 2, live, &[CLEAN, None], true, 60, Verdict::Wait),
-            (
-                "handed over",
-                2,
-                nothing,
-                &[Some(CaseResult::HandedOver)],
-                true,
-                60,
-                Verdict::Wait,
-            ),
-            ("cleaned", 2, live, &[CLEAN, CLEAN], true, 2, Verdict::Done),
-            (
-                "one of two only said",
-                2,
-                nothing,
-                &[CLEAN, OBSERVED],
-                false,
-                2,
-                Verdict::Hold,
-            ),
-        ] {
-            let pending = pending(looks, found);
-            let age = Duration::from_secs(age);
-            assert_eq!(verdict(&pending, cases, may_act, age), expected, "{what}");
         }
     }
 }
