@@ -18,6 +18,14 @@ const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 const CASE: Duration = Duration::from_secs(90);
 
+/// What of its log the suites read.
+const FILTER: &str = "warn,cleanup_userspace=debug";
+/// A line for each step of each case, too.
+const STEPS_FILTER: &str = "warn,cleanup_userspace=debug,cleanup_userspace::case=trace";
+
+/// Said of an executor that needed no case.
+const LEFT_NOTHING: &str = "an executor ended and left nothing behind";
+
 /// Where an agent keeps its things, for the daemon's configuration.
 #[derive(Debug, Clone)]
 pub struct AgentPlace {
@@ -51,7 +59,28 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        let watcher = Self::spawn(scratch, &docker.socket(), agents, options)?;
+        Self::start_with(scratch, docker, agents, options, FILTER)
+    }
+
+    /// [`start`](Self::start), with every step of its cases in its log, for
+    /// [`wait_steps`](Self::wait_steps).
+    pub fn start_telling_steps(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_with(scratch, docker, agents, options, STEPS_FILTER)
+    }
+
+    fn start_with(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
+    ) -> Result<Self> {
+        let watcher = Self::spawn_with(scratch, &docker.socket(), agents, options, filter)?;
         watcher.wait_message("ready")?;
         watcher.wait_message("Docker is there")?;
         Ok(watcher)
@@ -63,6 +92,16 @@ impl Watcher {
         socket: &Path,
         agents: &[AgentPlace],
         options: &str,
+    ) -> Result<Self> {
+        Self::spawn_with(scratch, socket, agents, options, FILTER)
+    }
+
+    fn spawn_with(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
     ) -> Result<Self> {
         let mut config = format!(
             "log_format = \"json\"\ninbox = {:?}\n{options}\n[docker]\nsocket = {:?}\n",
@@ -81,7 +120,7 @@ impl Watcher {
         fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
-        command.env("RUST_LOG", "warn,cleanup_userspace=debug");
+        command.env("RUST_LOG", filter);
         let log = scratch.path().join("compose-cleanup.log");
         // What an earlier one said must not be taken for this one's words.
         let _ = fs::remove_file(&log);
@@ -142,6 +181,40 @@ impl Watcher {
         let mut cases = self.said("case")?;
         cases.retain(|line| line["container"] == container_id);
         Ok(cases)
+    }
+
+    /// Waits for the end of a run's case, if it became one: an executor that left
+    /// nothing behind has another line.
+    pub fn wait_closed(&self, container_id: &str) -> Result<Value> {
+        self.wait_line(CASE, &format!("the end of {container_id}"), |line| {
+            let message = &line["message"];
+            line["container"] == container_id && (message == "case" || message == LEFT_NOTHING)
+        })
+    }
+
+    /// Waits for a line with this message about a run.
+    pub fn wait_message_of(&self, container_id: &str, message: &str) -> Result<Value> {
+        let what = format!("the daemon to say `{message}` of {container_id}");
+        self.wait_line(CASE, &what, |line| {
+            line["message"] == message && line["container"] == container_id
+        })
+    }
+
+    /// How many steps a run's case has taken. Needs
+    /// [`start_telling_steps`](Self::start_telling_steps).
+    pub fn steps(&self, container_id: &str) -> Result<usize> {
+        let mut steps = self.said("step")?;
+        steps.retain(|step| step["container"] == container_id);
+        Ok(steps.len())
+    }
+
+    /// Waits until a run's case has taken so many steps, each after a new look at
+    /// the host.
+    pub fn wait_steps(&self, container_id: &str, count: usize) -> Result<()> {
+        wait::try_until(CASE, format!("{count} steps for {container_id}"), || {
+            Ok((self.steps(container_id)? >= count).then_some(()))
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
     }
 
     fn wait_line(

@@ -14,7 +14,6 @@ use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::mesos::{pod, runtime};
 use cleanup_tests::scratch::Scratch;
-use cleanup_tests::service::Service;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::{AgentPlace, Watcher};
 use rustix::process::Signal;
@@ -525,74 +524,4 @@ fn forgeries() -> Result<()> {
     assert_eq!(case["containers"], 2, "{case}");
     wait_stopped(&host.docker, &claimed)?;
     host.ensure_agent_is_well()
-}
-
-/// The layout of cgroup v2, `<root>/<container id>/leaf`, which no Mesos release
-/// has: a stand-in for the agent (a shell as launcher helper, this test for the
-/// rest) on the real unified hierarchy.
-#[test]
-fn v2_leaf_layout_with_a_stand_in_agent() -> Result<()> {
-    const ID: &str = "5f0c1b9e-7a3d-4c5e-9b1a-0123456789ab";
-    let scratch = Scratch::new("leaf")?;
-    let docker = Dockerd::start(&scratch)?;
-    docker.import_busybox()?;
-    let unified = scratch
-        .cgroup_dirs()
-        .iter()
-        .find(|dir| dir.starts_with("/sys/fs/cgroup/unified"));
-    let run = unified.context("a unified hierarchy")?.join(ID);
-    let (work_dir, runtime_dir) = (scratch.path().join("work"), scratch.path().join("run"));
-    let sandbox = work_dir
-        .join("slaves/S/frameworks/F/executors/E/runs")
-        .join(ID);
-    let container = runtime_dir.join("containers").join(ID);
-    for dir in [&run.join("leaf"), &sandbox, &container] {
-        std::fs::create_dir_all(dir)?;
-    }
-    let place = AgentPlace {
-        work_dir,
-        runtime_dir,
-        cgroups_root: scratch.name().to_owned(),
-    };
-    let options = format!("{ENFORCE}\n[cgroup]\nlayout = \"v2\"");
-    let watcher = Watcher::start(&scratch, &docker, &[place], &options)?;
-
-    let script = "echo $$ > \"$1\"/leaf/cgroup.procs; \
-                  MESOS_EXECUTOR_ID=E MESOS_DIRECTORY=\"$3\" sleep 86400 & \
-                  printf %s $$ > \"$2\"/pid; wait";
-    let mut helper = scratch.command("sh");
-    helper
-        .args(["-c", script, "sh"])
-        .args([&run, &container, &sandbox]);
-    let mut helper = Service::spawn(helper, &scratch.path().join("helper.log"))?;
-    let executor = wait::until(SOON, "the executor", || helper.process().children().pop())?;
-    watcher.wait_message("learnt")?;
-    let parent = format!("--cgroup-parent=/{}/{ID}", scratch.name());
-    let containers = [
-        run_labelled(&docker, &[&parent])?,
-        run_labelled(&docker, &[&parent])?,
-    ];
-    for id in &containers {
-        ensure!(run.join(id).is_dir(), "no cgroup of {id} beneath the run's");
-    }
-
-    executor.signal(Signal::KILL)?;
-    for id in &containers {
-        wait_stopped(&docker, id)?;
-    }
-    helper.wait(SOON)?;
-    // What the agent has not finished with stays.
-    wait::holds(A_WHILE, "the run's own cgroups stay", || {
-        run.join("leaf").is_dir()
-    })?;
-    std::fs::remove_dir_all(&container)?;
-    let case = watcher.wait_case(ID)?;
-    assert_eq!(case["origin"], "kernel", "{case}");
-    assert_eq!(case["result"], "clean", "{case}");
-    assert_eq!(case["endings"], "2 term", "{case}");
-    assert_eq!(case["executor"], "E", "{case}");
-    let mut left = scratch.leftovers();
-    left.retain(|path| path.iter().any(|part| part == ID));
-    assert_eq!(left, Vec::<PathBuf>::new());
-    Ok(())
 }

@@ -346,7 +346,7 @@ fn write_module(dir: &Path, hook: &HookModule) -> Result<()> {
 
 /// A port on which nobody listens, from a range that the kernel gives to nobody
 /// else on its own: it must still be free for a restart.
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     const FIRST: u16 = 12_000;
     const COUNT: u16 = 18_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);

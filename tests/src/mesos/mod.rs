@@ -8,3 +8,4 @@ pub mod libmesos;
 pub mod pod;
 pub mod runtime;
 pub mod spec;
+pub mod standin;

@@ -1,18 +1,19 @@
 //! Executors to be killed, each with a pod of one container: of a real Mesos
 //! agent, or of a stand-in.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use cleanup_tests::docker::Dockerd;
+use cleanup_tests::docker::{Dockerd, IMAGE};
 use cleanup_tests::host::Host;
 use cleanup_tests::mesos::agent::AgentOptions;
+use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
 use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::watcher::AgentPlace;
-
-use super::standin::StandIn;
 
 /// Launches that run at the same time: `docker-compose` is bound by the CPU.
 const AT_ONCE: usize = 3;
@@ -35,7 +36,10 @@ pub(super) enum Agents {
         version: String,
         launched: AtomicUsize,
     },
-    StandIn(Box<StandIn>),
+    StandIn {
+        stand_in: Box<StandIn>,
+        launched: AtomicUsize,
+    },
 }
 
 impl Agents {
@@ -48,7 +52,10 @@ impl Agents {
     }
 
     pub(super) fn stand_in() -> Result<Self> {
-        Ok(Self::StandIn(Box::new(StandIn::start()?)))
+        Ok(Self::StandIn {
+            stand_in: Box::new(StandIn::start()?),
+            launched: AtomicUsize::new(0),
+        })
     }
 
     /// For the report.
@@ -57,8 +64,8 @@ impl Agents {
             Self::Real { version, .. } => {
                 format!("Mesos {version} (real agent; pods by docker-compose)")
             }
-            Self::StandIn(_) => {
-                "STAND-IN (no Mesos: a shell as helper, `sleep` as executor; pods by docker run)"
+            Self::StandIn { .. } => {
+                "STAND-IN (no Mesos: `sleep` as executor, destroyed after its pod; pods by docker run)"
                     .to_owned()
             }
         }
@@ -67,21 +74,21 @@ impl Agents {
     pub(super) fn docker(&self) -> &Dockerd {
         match self {
             Self::Real { host, .. } => &host.docker,
-            Self::StandIn(stand_in) => &stand_in.docker,
+            Self::StandIn { stand_in, .. } => &stand_in.docker,
         }
     }
 
     pub(super) fn scratch(&self) -> &Scratch {
         match self {
             Self::Real { host, .. } => &host.scratch,
-            Self::StandIn(stand_in) => &stand_in.scratch,
+            Self::StandIn { stand_in, .. } => &stand_in.scratch,
         }
     }
 
     pub(super) fn place(&self) -> AgentPlace {
         match self {
             Self::Real { host, .. } => AgentPlace::of(&host.agent, &host.scratch),
-            Self::StandIn(stand_in) => stand_in.place(),
+            Self::StandIn { stand_in, .. } => stand_in.agent.place(),
         }
     }
 
@@ -120,7 +127,10 @@ impl Agents {
                     docker_id,
                 })
             }
-            Self::StandIn(stand_in) => stand_in.launch(),
+            Self::StandIn { stand_in, launched } => stand_in.launch(&format!(
+                "bench-{}",
+                launched.fetch_add(1, Ordering::Relaxed)
+            )),
         }
     }
 
@@ -128,12 +138,69 @@ impl Agents {
     pub(super) fn after_death(&self, target: &Target) -> Result<()> {
         match self {
             Self::Real { .. } => Ok(()),
-            Self::StandIn(stand_in) => stand_in.destroy(&target.container_id),
+            Self::StandIn { stand_in, .. } => stand_in.destroy(&target.container_id),
         }
     }
 }
 
-pub(super) fn first_process(docker: &Dockerd, id: &str) -> Result<i32> {
+/// A stand-in agent and the Docker that its pods run on. Dropped from top to
+/// bottom.
+#[derive(Debug)]
+pub(super) struct StandIn {
+    runs: Mutex<HashMap<String, StandInRun>>,
+    agent: StandInAgent,
+    docker: Dockerd,
+    scratch: Scratch,
+}
+
+impl StandIn {
+    fn start() -> Result<Self> {
+        let scratch = Scratch::new("bench")?;
+        let docker = Dockerd::start(&scratch)?;
+        docker.import_busybox()?;
+        Ok(Self {
+            runs: Mutex::default(),
+            agent: StandInAgent::start(&scratch, CgroupLayout::V1)?,
+            docker,
+            scratch,
+        })
+    }
+
+    fn launch(&self, executor_id: &str) -> Result<Target> {
+        let run = self.agent.launch(executor_id)?;
+        let docker_id = self.docker.docker(&[
+            "run",
+            "--detach",
+            "--network=none",
+            &format!("--cgroup-parent={}", run.cgroup_parent()),
+            IMAGE,
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; sleep 86400 & wait $!",
+        ])?;
+        let target = Target {
+            container_id: run.container_id().to_owned(),
+            executor: run.executor()?,
+            first_process: first_process(&self.docker, &docker_id)?,
+            docker_id,
+        };
+        self.runs().insert(target.container_id.clone(), run);
+        Ok(target)
+    }
+
+    /// The agent's part after an executor's end, when the pod is gone.
+    fn destroy(&self, container_id: &str) -> Result<()> {
+        let run = self.runs().remove(container_id);
+        let run = run.with_context(|| format!("no run {container_id}"))?;
+        self.agent.destroy(&run).finish()
+    }
+
+    fn runs(&self) -> MutexGuard<'_, HashMap<String, StandInRun>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn first_process(docker: &Dockerd, id: &str) -> Result<i32> {
     let pid = docker.inspect(id)?["State"]["Pid"].as_i64();
     pid.and_then(|pid| pid.try_into().ok())
         .context("a container's first process")

@@ -4,7 +4,6 @@
 mod agents;
 mod latency;
 mod report;
-mod standin;
 mod storm;
 mod usage;
 
