@@ -235,7 +235,11 @@ impl Core {
         let run = self.host.registry().remove(container);
         if let Some(run) = run {
             self.counters.deaths += 1;
-            self.casebook.open(run, death);
+            // An agent makes its isolators' cgroups first and puts the helper into
+            // them last, right before the executor starts: that a helper which died
+            // alone did not sit in one does not make it Docker's.
+            let sat_in = death.sat_in.filter(|_| run.executor.is_some());
+            self.casebook.open(run, Death { sat_in, ..death });
         }
     }
 }
