@@ -31,6 +31,8 @@ const SURVEY_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum Message {
     Learnt(Box<Run>),
+    /// A run's directory appeared and vanished before it could be learnt.
+    Missed(ContainerId),
     ExecutorLearnt {
         container: ContainerId,
         executor: Proc,
@@ -157,12 +159,14 @@ impl Core {
     fn on_message(&mut self, message: Message) {
         match message {
             Message::Learnt(run) => self.on_learnt(*run),
+            Message::Missed(container) => self.on_missed(container),
             Message::ExecutorLearnt {
                 container,
                 executor,
                 seat,
             } => {
                 if let Some(run) = self.host.registry().get_mut(container) {
+                    tracing::debug!(%container, ?executor, "executor learnt");
                     run.executor = Some(executor);
                     run.seat = seat.or(run.seat.take());
                 }

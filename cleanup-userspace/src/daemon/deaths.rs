@@ -2,6 +2,7 @@
 //! if not yet, what to wait for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::Core;
 use super::learn::{await_alone, identify, learn_agent, learn_executor, learn_run, watch_process};
@@ -112,6 +113,15 @@ impl Core {
                 container,
                 self.sender.clone(),
             ));
+        }
+    }
+
+    /// Began and ended while nobody looked, and its agent is done with it: an event
+    /// of its death named nobody that was known.
+    pub(super) fn on_missed(&mut self, container: ContainerId) {
+        if !self.is_known(container) {
+            tracing::debug!(%container, "a run was over before it was learnt; looking at everything");
+            self.begin_survey(Duration::ZERO);
         }
     }
 

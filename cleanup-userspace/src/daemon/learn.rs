@@ -42,7 +42,10 @@ pub async fn learn_run(
         match learnt.await {
             Some(Some(run)) => break run,
             Some(None) if host.agents[agent].runtime.owns(container).unwrap_or(true) => {}
-            _ => return,
+            _ => {
+                let _ = sender.send(Message::Missed(container));
+                return;
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
