@@ -200,6 +200,16 @@ impl Watcher {
         })
     }
 
+    /// Waits until the daemon knows which process a run's executor is.
+    pub fn wait_executor_learnt(&self, container_id: &str) -> Result<Value> {
+        let what = format!("the executor of {container_id} to be learnt");
+        self.wait_line(CASE, &what, |line| {
+            let message = &line["message"];
+            let at_once = message == "learnt" && line["executor"] != "None";
+            line["container"] == container_id && (at_once || message == "executor learnt")
+        })
+    }
+
     /// How many steps a run's case has taken. Needs
     /// [`start_telling_steps`](Self::start_telling_steps).
     pub fn steps(&self, container_id: &str) -> Result<usize> {

@@ -3,6 +3,7 @@
 //! are real; the agent is a stand-in (`cleanup_tests::mesos::standin`).
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,9 +12,12 @@ use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::{Dockerd, IMAGE};
 use cleanup_tests::host::ENFORCE;
 use cleanup_tests::mesos::standin::{CgroupLayout, Destroy, StandInAgent, StandInRun, Step};
+use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::Watcher;
+use rustix::process::Signal;
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -25,6 +29,12 @@ const PATIENT: &str = "mode = \"enforce\"\ngrace = \"10m\"\nsettle = \"200ms\"";
 
 const STUCK: &str = "the agent has not finished its destroy of a dead container: its cgroups stay until it does, \
                      is restarted, or is gone";
+
+const ORPHANED: &str = "the launcher helper is dead, the executor is not: its pod is left alone until the executor is gone";
+
+const MISSED: &str = "a run was over before it was learnt; looking at everything";
+
+const UNKNOWN: &str = "unknown run: left alone";
 
 /// Dropped from top to bottom.
 struct Bed {
@@ -90,6 +100,18 @@ impl Bed {
         Ok(())
     }
 
+    /// Directories as Docker makes them for a container of a run: in every
+    /// hierarchy, named like a container, and empty. Far cheaper than a container.
+    fn pretend_container(&self, run: &StandInRun) -> Result<Vec<PathBuf>> {
+        let name = format!("{:064x}", 0xdead_beef_u32);
+        let of = |root: &PathBuf| root.join(run.container_id()).join(&name);
+        let made: Vec<PathBuf> = self.scratch.cgroup_dirs().iter().map(of).collect();
+        for dir in &made {
+            fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        }
+        Ok(made)
+    }
+
     fn wait_stopped(&self, id: &str) -> Result<()> {
         wait::try_until(SOON, format_args!("{id} to be stopped"), || {
             Ok((self.docker.inspect(id)?["State"]["Running"] == false).then_some(()))
@@ -151,6 +173,22 @@ impl Bed {
         Ok(())
     }
 
+    /// Waits until the daemon has looked at everything once after this call, and
+    /// has judged what it saw: it says of a run without a process that it is left
+    /// alone. What it takes for dead is judged with the next survey; two of these
+    /// cover that.
+    fn survey(&self) -> Result<()> {
+        let canary = self.agent.prepare("canary")?;
+        self.request("canary")?;
+        self.watcher
+            .wait_message_of(canary.container_id(), UNKNOWN)?;
+        Ok(())
+    }
+
+    fn daemon(&self) -> Result<Process> {
+        Process::of(self.watcher.pid()).context("the daemon")
+    }
+
     /// The case is open, and what is the agent's is untouched.
     fn ensure_open(&self, run: &StandInRun, destroy: &Destroy) -> Result<()> {
         for cgroup in destroy.cgroups_left() {
@@ -163,6 +201,24 @@ impl Bed {
         );
         let cases = self.watcher.cases(run.container_id())?;
         ensure!(cases.is_empty(), "closed: {cases:?}");
+        Ok(())
+    }
+
+    /// The run's end was noticed, whether it needed a case or not, and nothing
+    /// of it is left.
+    fn ensure_gone(&self, run: &StandInRun) -> Result<Value> {
+        let end = self.watcher.wait_closed(run.container_id())?;
+        let left = self.cgroups_of(run);
+        ensure!(left.is_empty(), "{left:?} are left after {end}");
+        Ok(end)
+    }
+
+    /// Nothing was in the way of anything, and nothing failed.
+    fn ensure_no_warnings(&self) -> Result<()> {
+        let mut lines = self.watcher.lines()?;
+        lines.retain(|line| line["level"] == "WARN" || line["level"] == "ERROR");
+        lines.retain(|line| line["message"] != ORPHANED);
+        ensure!(lines.is_empty(), "{lines:?}");
         Ok(())
     }
 
@@ -321,4 +377,194 @@ fn destroy_step_by_step() -> Result<()> {
         assert_eq!(case["endings"], "1 agent_kill, 1 term", "{case}");
     }
     Ok(())
+}
+
+/// The agent and the daemon remove the same directories at the same time: first
+/// what Docker made, as they do in every case, then everything.
+#[test]
+fn both_remove_at_once() -> Result<()> {
+    const ROUNDS: usize = 30;
+    let bed = Bed::start("race", "")?;
+    let mut removed_by_us = 0;
+    for round in 0..ROUNDS {
+        let run = bed.launch(&format!("E{round}"))?;
+        bed.pretend_container(&run)?;
+        let mut destroy = bed.agent.destroy(&run);
+        run.executor()?.kill();
+        if round % 2 == 0 {
+            // Its steps fail if the daemon takes what is not Docker's.
+            destroy.finish().with_context(|| format!("round {round}"))?;
+        } else {
+            // As if the agent were slower with the rest than with its last step.
+            destroy.through(Step::Reap)?;
+            fs::remove_dir_all(run.runtime())?;
+            remove_beside(&run)?;
+        }
+        let end = bed
+            .ensure_gone(&run)
+            .with_context(|| format!("round {round}"))?;
+        removed_by_us += end["cgroups_removed"].as_u64().unwrap_or_default();
+    }
+    eprintln!("the daemon was first with {removed_by_us} directories in {ROUNDS} rounds");
+    bed.ensure_no_warnings()
+}
+
+/// Removes a run's cgroups while somebody else does, too.
+fn remove_beside(run: &StandInRun) -> Result<()> {
+    for cgroup in run.agents_cgroups() {
+        wait::try_until(SOON, cgroup.display(), || {
+            for entry in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+            match fs::remove_dir(&cgroup) {
+                Ok(()) => Ok(Some(())),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),
+                Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(None),
+                Err(error) => Err(error).context("removing a cgroup beside the daemon"),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The executor is dead before anybody has learnt of it, at every moment that
+/// there is: its pod was faster, as a pod can be that an earlier start left.
+#[test]
+fn executors_that_die_before_they_are_learnt() -> Result<()> {
+    const ROUNDS: usize = 50;
+    let bed = Bed::start("unlearnt", "")?;
+    for round in 0..ROUNDS {
+        let mut run = bed.agent.prepare(&format!("E{round}"))?;
+        // Docker is slow: a few pods will do.
+        let container = (round % 10 < 5 && round < 20)
+            .then(|| bed.start_container(&run, OBEDIENT))
+            .transpose()?;
+        bed.pretend_container(&run)?;
+        match round % 5 {
+            0 => run.launch(&["false"])?,
+            1 => {
+                run.launch(&["sleep", "86400"])?;
+                run.executor()?.kill();
+            }
+            2 => {
+                run.launch(&["sleep", "86400"])?;
+                let executor = run.executor()?;
+                run.helper()?.kill();
+                executor.kill();
+            }
+            3 => {
+                // Waiting to be released.
+                run.fork(&["sleep", "86400"])?;
+                run.record_pid()?;
+                run.helper()?.kill();
+            }
+            _ => {
+                // The agent writes down the pid of a zombie.
+                run.fork(&["sleep", "86400"])?.kill();
+                run.record_pid()?;
+            }
+        }
+        if let Some(id) = &container {
+            bed.wait_stopped(id)
+                .with_context(|| format!("round {round}"))?;
+        }
+        bed.agent.destroy(&run).finish()?;
+        bed.ensure_gone(&run)
+            .with_context(|| format!("round {round}"))?;
+    }
+    bed.ensure_no_warnings()
+}
+
+/// The helper is killed, and its executor lives on.
+#[test]
+fn helper_that_dies_before_its_executor() -> Result<()> {
+    let bed = Bed::start("orphan", "")?;
+    let run = bed.launch("E")?;
+    let executor = run.executor()?;
+    bed.watcher.wait_executor_learnt(run.container_id())?;
+    let containers = bed.start_pod(&run, &[OBEDIENT, OBEDIENT])?;
+    let before = bed.cgroups_of(&run);
+    run.helper()?.kill();
+    bed.watcher.wait_message_of(run.container_id(), ORPHANED)?;
+    bed.survey()?;
+    ensure!(executor.alive());
+    bed.ensure_running(&containers)?;
+    assert_eq!(bed.cgroups_of(&run), before);
+    assert_eq!(bed.watcher.cases(run.container_id())?.len(), 0);
+
+    executor.kill();
+    for id in &containers {
+        bed.wait_stopped(id)?;
+    }
+    bed.agent.destroy(&run).finish()?;
+    bed.ensure_clean(&run)
+}
+
+/// All is over, and the agent done, before the daemon reads of any of it: of a run
+/// that it knew, and of one that it never heard of.
+#[test]
+fn agent_that_is_done_before_the_event_is_read() -> Result<()> {
+    let bed = Bed::start("late", "")?;
+    let known = bed.launch("known")?;
+    bed.watcher.wait_executor_learnt(known.container_id())?;
+    let mut containers = bed.start_pod(&known, &[OBEDIENT])?;
+    let daemon = bed.daemon()?;
+    daemon.signal(Signal::STOP)?;
+    let unknown = bed.agent.launch("unknown")?;
+    containers.extend(bed.start_pod(&unknown, &[OBEDIENT])?);
+    for run in [&known, &unknown] {
+        run.executor()?.kill();
+        // Kills the pod, too, as agents do. What Docker makes of that is its own.
+        bed.agent.destroy(run).finish()?;
+    }
+    // The agent had no reason to look there.
+    bed.pretend_container(&unknown)?;
+    daemon.signal(Signal::CONT)?;
+    bed.ensure_gone(&known)?;
+    bed.watcher
+        .wait_message_of(unknown.container_id(), MISSED)?;
+    bed.ensure_clean(&unknown)?;
+    let case = bed.watcher.wait_case(unknown.container_id())?;
+    assert_eq!(case["origin"], "scan", "{case}");
+    for id in &containers {
+        bed.wait_stopped(id)?;
+    }
+    Ok(())
+}
+
+/// A run that is being set up looks like one that is over: directories, and no
+/// process. It may take for as long as it likes.
+#[test]
+fn run_that_is_being_set_up() -> Result<()> {
+    let bed = Bed::start("setup", "")?;
+    let mut held = bed.agent.prepare("held")?;
+    bed.pretend_container(&held)?;
+    let container = bed.start_container(&held, OBEDIENT)?;
+    let untouched = |held: &StandInRun, before: &[PathBuf]| -> Result<()> {
+        for _ in 0..3 {
+            bed.survey()?;
+        }
+        assert_eq!(bed.cgroups_of(held), before);
+        ensure!(held.runtime().is_dir());
+        bed.ensure_running(std::slice::from_ref(&container))?;
+        assert_eq!(bed.watcher.cases(held.container_id())?.len(), 0);
+        Ok(())
+    };
+    let before = bed.cgroups_of(&held);
+    untouched(&held, &before)?;
+    // The helper waits, and its pid is nowhere to be read.
+    held.fork(&["sleep", "86400"])?;
+    untouched(&held, &before)?;
+    held.record_pid()?;
+    untouched(&held, &before)?;
+
+    held.isolate()?;
+    held.release()?;
+    bed.watcher.wait_executor_learnt(held.container_id())?;
+    held.executor()?.kill();
+    bed.wait_stopped(&container)?;
+    bed.agent.destroy(&held).finish()?;
+    bed.ensure_clean(&held)
 }
