@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::docker::Dockerd;
@@ -96,6 +96,21 @@ impl Watcher {
         Self::spawn_with(scratch, socket, agents, options, FILTER)
     }
 
+    /// [`start`](Self::start), with a log for people: [`wait_text`](Self::wait_text)
+    /// reads it, and nothing else here does.
+    pub fn start_with_human_log(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        let socket = docker.socket();
+        let watcher = Self::spawn_as(scratch, &socket, agents, options, FILTER, "human")?;
+        watcher.wait_text("ready")?;
+        watcher.wait_text("Docker is there")?;
+        Ok(watcher)
+    }
+
     fn spawn_with(
         scratch: &Scratch,
         socket: &Path,
@@ -103,8 +118,19 @@ impl Watcher {
         options: &str,
         filter: &str,
     ) -> Result<Self> {
+        Self::spawn_as(scratch, socket, agents, options, filter, "json")
+    }
+
+    fn spawn_as(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
+        log_format: &str,
+    ) -> Result<Self> {
         let mut config = format!(
-            "log_format = \"json\"\ninbox = {:?}\n{options}\n[docker]\nsocket = {:?}\n",
+            "log_format = {log_format:?}\ninbox = {:?}\n{options}\n[docker]\nsocket = {:?}\n",
             Self::inbox(scratch).display(),
             socket.display()
         );
@@ -167,6 +193,32 @@ impl Watcher {
         self.wait_line(READY, &format!("the daemon to say `{message}`"), |line| {
             line["message"] == message
         })
+    }
+
+    /// Waits for a whole line of the log, whatever its format, with this text in
+    /// it.
+    pub fn wait_text(&self, text: &str) -> Result<String> {
+        let what = format!("the daemon to write `{text}`");
+        wait::try_until(CASE, what, || {
+            let log = fs::read(self.log_path()).context("reading the daemon's log")?;
+            let mut lines = log.split_inclusive(|&byte| byte == b'\n');
+            let found = lines.find(|line| {
+                line.ends_with(b"\n")
+                    && line.windows(text.len()).any(|part| part == text.as_bytes())
+            });
+            Ok(found.map(|line| String::from_utf8_lossy(line).into_owned()))
+        })
+        .with_context(|| log::tail(self.log_path(), 30))
+    }
+
+    /// Fails if anything that it has written could trick a terminal, or make one
+    /// line look like two.
+    pub fn ensure_printable_log(&self) -> Result<()> {
+        let log = fs::read(self.log_path()).context("reading the daemon's log")?;
+        let log = String::from_utf8(log).context("the log")?;
+        let odd = log.lines().find(|line| line.contains(char::is_control));
+        ensure!(odd.is_none(), "control characters in {odd:?}");
+        Ok(())
     }
 
     /// Waits for the closing line of a run's case.
