@@ -100,16 +100,16 @@ impl Bed {
         Ok(())
     }
 
-    /// Directories as Docker makes them for a container of a run: in every
-    /// hierarchy, named like a container, and empty. Far cheaper than a container.
-    fn pretend_container(&self, run: &StandInRun) -> Result<Vec<PathBuf>> {
-        let name = format!("{:064x}", 0xdead_beef_u32);
-        let of = |root: &PathBuf| root.join(run.container_id()).join(&name);
-        let made: Vec<PathBuf> = self.scratch.cgroup_dirs().iter().map(of).collect();
-        for dir in &made {
-            fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    /// Directories as Docker makes them for containers of a run: in every hierarchy,
+    /// named like containers, and empty. Far cheaper than containers.
+    fn pretend_containers(&self, run: &StandInRun, count: u32) -> Result<()> {
+        for root in self.scratch.cgroup_dirs() {
+            for n in 0..count {
+                let dir = root.join(run.container_id()).join(format!("{n:064x}"));
+                fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+            }
         }
-        Ok(made)
+        Ok(())
     }
 
     fn wait_stopped(&self, id: &str) -> Result<()> {
@@ -383,12 +383,14 @@ fn destroy_step_by_step() -> Result<()> {
 /// what Docker made, as they do in every case, then everything.
 #[test]
 fn both_remove_at_once() -> Result<()> {
-    const ROUNDS: usize = 30;
+    const ROUNDS: usize = 12;
+    /// While one side walks through them the other catches up.
+    const CONTAINERS: u32 = 64;
     let bed = Bed::start("race", "")?;
     let mut removed_by_us = 0;
     for round in 0..ROUNDS {
         let run = bed.launch(&format!("E{round}"))?;
-        bed.pretend_container(&run)?;
+        bed.pretend_containers(&run, CONTAINERS)?;
         let mut destroy = bed.agent.destroy(&run);
         run.executor()?.kill();
         if round % 2 == 0 {
@@ -441,7 +443,7 @@ fn executors_that_die_before_they_are_learnt() -> Result<()> {
         let container = (round % 10 < 5 && round < 20)
             .then(|| bed.start_container(&run, OBEDIENT))
             .transpose()?;
-        bed.pretend_container(&run)?;
+        bed.pretend_containers(&run, 1)?;
         match round % 5 {
             0 => run.launch(&["false"])?,
             1 => {
@@ -520,7 +522,7 @@ fn agent_that_is_done_before_the_event_is_read() -> Result<()> {
         bed.agent.destroy(run).finish()?;
     }
     // The agent had no reason to look there.
-    bed.pretend_container(&unknown)?;
+    bed.pretend_containers(&unknown, 1)?;
     daemon.signal(Signal::CONT)?;
     bed.ensure_gone(&known)?;
     bed.watcher
@@ -540,7 +542,7 @@ fn agent_that_is_done_before_the_event_is_read() -> Result<()> {
 fn run_that_is_being_set_up() -> Result<()> {
     let bed = Bed::start("setup", "")?;
     let mut held = bed.agent.prepare("held")?;
-    bed.pretend_container(&held)?;
+    bed.pretend_containers(&held, 1)?;
     let container = bed.start_container(&held, OBEDIENT)?;
     let untouched = |held: &StandInRun, before: &[PathBuf]| -> Result<()> {
         for _ in 0..3 {
