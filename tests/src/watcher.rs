@@ -279,6 +279,14 @@ impl Watcher {
         .with_context(|| log::tail(self.log_path(), 30))
     }
 
+    /// Waits until a run's case has nothing to do but to wait for its agent.
+    pub fn wait_for_the_agents_turn(&self, container_id: &str) -> Result<Value> {
+        let what = format!("the case of {container_id} to wait for the agent");
+        self.wait_line(CASE, &what, |line| {
+            line["step"] == "Wait(AgentDestroys)" && line["container"] == container_id
+        })
+    }
+
     fn wait_line(
         &self,
         limit: Duration,

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -369,6 +369,10 @@ fn destroy_step_by_step() -> Result<()> {
             match step {
                 Step::Freeze => frozen = "FROZEN",
                 Step::Thaw => frozen = "THAWED",
+                // Docker has told of the pod's end by then.
+                Step::Reap => {
+                    bed.watcher.wait_for_the_agents_turn(run.container_id())?;
+                }
                 _ => {}
             }
         }
@@ -379,28 +383,41 @@ fn destroy_step_by_step() -> Result<()> {
     Ok(())
 }
 
-/// The agent and the daemon remove the same directories at the same time: first
-/// what Docker made, as they do in every case, then everything.
+/// The agent and the daemon remove the same directories at the same time: what
+/// Docker made, while the agent's destroy runs, and everything, as when an agent is
+/// killed in the middle of that and its successor begins again.
 #[test]
 fn both_remove_at_once() -> Result<()> {
     const ROUNDS: usize = 12;
-    /// While one side walks through them the other catches up.
+    /// While one side walks through them, the other catches up.
     const CONTAINERS: u32 = 64;
     let bed = Bed::start("race", "")?;
+    let daemon = bed.daemon()?;
     let mut removed_by_us = 0;
     for round in 0..ROUNDS {
         let run = bed.launch(&format!("E{round}"))?;
-        bed.pretend_containers(&run, CONTAINERS)?;
         let mut destroy = bed.agent.destroy(&run);
-        run.executor()?.kill();
         if round % 2 == 0 {
+            bed.pretend_containers(&run, CONTAINERS)?;
+            run.executor()?.kill();
             // Its steps fail if the daemon takes what is not Docker's.
             destroy.finish().with_context(|| format!("round {round}"))?;
         } else {
-            // As if the agent were slower with the rest than with its last step.
+            run.executor()?.kill();
             destroy.through(Step::Reap)?;
+            bed.watcher.wait_for_the_agents_turn(run.container_id())?;
+            daemon.signal(Signal::STOP)?;
+            bed.pretend_containers(&run, CONTAINERS)?;
+            let before = bed.cgroups_of(&run);
             fs::remove_dir_all(run.runtime())?;
-            remove_beside(&run)?;
+            daemon.signal(Signal::CONT)?;
+            wait::until(SOON, "the daemon to begin", || {
+                before.iter().any(|cgroup| !cgroup.exists()).then_some(())
+            })?;
+            // From the other end: both meet.
+            for cgroup in bed.scratch.cgroup_dirs().iter().rev() {
+                remove_beside(&cgroup.join(run.container_id()))?;
+            }
         }
         let end = bed
             .ensure_gone(&run)
@@ -411,24 +428,22 @@ fn both_remove_at_once() -> Result<()> {
     bed.ensure_no_warnings()
 }
 
-/// Removes a run's cgroups while somebody else does, too.
-fn remove_beside(run: &StandInRun) -> Result<()> {
-    for cgroup in run.agents_cgroups() {
-        wait::try_until(SOON, cgroup.display(), || {
-            for entry in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    let _ = fs::remove_dir(entry.path());
-                }
+/// Removes a run's cgroup while somebody else does, too.
+fn remove_beside(cgroup: &Path) -> Result<()> {
+    let remove = |dir: &Path| match fs::remove_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(false),
+        Err(error) => Err(error).context("removing a cgroup beside the daemon"),
+    };
+    wait::try_until(SOON, cgroup.display(), || {
+        for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&entry.path())?;
             }
-            match fs::remove_dir(&cgroup) {
-                Ok(()) => Ok(Some(())),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),
-                Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(None),
-                Err(error) => Err(error).context("removing a cgroup beside the daemon"),
-            }
-        })?;
-    }
-    Ok(())
+        }
+        Ok(remove(cgroup)?.then_some(()))
+    })
 }
 
 /// The executor is dead before anybody has learnt of it, at every moment that
