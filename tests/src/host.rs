@@ -133,6 +133,12 @@ impl Host {
         let mut errors = self.agent.errors_in_log()?;
         // After a restart an update may be sent, and acknowledged, twice.
         errors.retain(|error| !error.contains("status update acknowledgement"));
+        // After a restart, too: of a container that ended meanwhile nothing is left, so
+        // the agent is sometimes done with it before it asks how it ended.
+        errors.retain(|error| {
+            !(error.contains("Termination of executor")
+                && error.ends_with("failed: unknown container"))
+        });
         // Two containerizers: said of every executor that ended, with us or without.
         errors.retain(|error| {
             !(error.contains("on status update for terminal task")

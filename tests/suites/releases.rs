@@ -46,7 +46,7 @@ fn life_cycles(name: &str, version: &str) -> Result<()> {
     pod.executor.helper().signal(Signal::KILL)?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     ensure!(!pod.executor.executor().alive());
-    assert_eq!(case["containers"], 2, "{case}");
+    // The agent kills the pod in the same moment: there may be nothing to stop.
     host.ensure_clean(&pod, &case).context("helper")?;
 
     // It exits by itself.
@@ -76,8 +76,9 @@ fn life_cycles(name: &str, version: &str) -> Result<()> {
     assert_eq!(leftovers(&host, &pod), Vec::<PathBuf>::new());
 
     // It comes back, to the executor that lived on and to a new one.
+    // (Whether it then tells of the task that ended is up to the agent: 1.4.3 does
+    // not always.)
     host.agent.restart()?;
-    host.framework.wait_terminal(&pod.task_id, SOON)?;
     let pod = host.run_pod("new", 1, "")?;
     ensure!(bystander.executor.executor().alive());
     assert_eq!(
