@@ -155,8 +155,14 @@ impl Bed {
             aftermath.sandboxes = Some(self.hide_sandboxes()?);
         }
         if inferred {
+            // Without its agent the helper is init's, which leaves no zombie: that
+            // would be a proof.
+            self.agent.kill9()?;
             executor.kill();
-            run.helper()?.wait_gone(SOON)?;
+            let helper = run.helper()?;
+            wait::until(SOON, "the helper to be reaped", || {
+                (Process::of(helper.pid()) != Some(helper)).then_some(())
+            })?;
             self.hold()?;
         }
 
