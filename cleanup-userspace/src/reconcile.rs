@@ -5,9 +5,11 @@
 //! beneath the cgroups roots, running Docker containers. Absence of something is
 //! never a proof of death; what cannot be proven is unknown, and left alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use std::{fs, io};
 
 use crate::case::Host;
@@ -38,8 +40,66 @@ pub struct Unknown {
     pub executor_id: Option<OsString>,
 }
 
+/// Containers that were looked for in an agent's work directory and have no
+/// sandbox there. A sandbox is made before its container, so they never will.
+///
+/// Without this every survey would look through everything that the agent has
+/// ever known, for each cgroup that somebody left behind.
+#[derive(Debug, Default)]
+pub struct Nowhere(Mutex<HashSet<(AgentIndex, ContainerId)>>);
+
+/// Whose each container is, where that is known, for one survey.
+type Identities = HashMap<(AgentIndex, ContainerId), Identity>;
+
+impl Nowhere {
+    /// Finds out who these are: from the runtime directories, else in one walk
+    /// through each work directory.
+    fn identify(&self, host: &Host, containers: &[ContainerId]) -> Identities {
+        let mut found = Identities::new();
+        for agent in 0..host.agents.len() {
+            let dirs = host.dirs(agent);
+            let mut wanted = HashSet::new();
+            for container in containers.iter().copied() {
+                if let Some(known) = registry::known_identity(dirs, container) {
+                    found.insert((agent, container), known);
+                } else if !self.lock().contains(&(agent, container)) {
+                    wanted.insert(container);
+                }
+            }
+            if wanted.is_empty() {
+                continue;
+            }
+            match Identity::find_all(&dirs.work_dir, &wanted) {
+                Ok(identities) => {
+                    // A work directory that is not mounted says nothing.
+                    if dirs.work_dir.join("slaves").is_dir() {
+                        let nowhere = wanted.iter().filter(|id| !identities.contains_key(id));
+                        self.lock().extend(nowhere.map(|id| (agent, *id)));
+                    }
+                    let identities = identities.into_iter();
+                    found.extend(identities.map(|(id, identity)| ((agent, id), identity)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "executors cannot be looked for");
+                }
+            }
+        }
+        found
+    }
+
+    fn retain(&self, candidates: &BTreeSet<ContainerId>) {
+        self.lock()
+            .retain(|(_, container)| candidates.contains(container));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<(AgentIndex, ContainerId)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Looks at everything that exists, except the runs in `known`. Blocks.
 pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
+    let began = Instant::now();
     // With no executor alive there is no helper to tell whose the runtime
     // directory is, and what is dead would wait for its agent for ever.
     for agent in &host.agents {
@@ -47,11 +107,16 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
     }
     let mut survey = Survey::default();
     let mut claimed = None;
-    for container in candidates(host) {
-        if known.contains(&container) {
-            continue;
-        }
-        match judge(host, container, &mut claimed) {
+    let candidates = candidates(host);
+    host.nowhere.retain(&candidates);
+    let new: Vec<ContainerId> = candidates
+        .iter()
+        .filter(|container| !known.contains(container))
+        .copied()
+        .collect();
+    let identities = host.nowhere.identify(host, &new);
+    for container in new {
+        match judge(host, container, &identities, &mut claimed) {
             Judgement::Live(run) => survey.live.push(*run),
             Judgement::Dead(run) => survey.dead.push(*run),
             Judgement::Unknown(unknown) => {
@@ -59,6 +124,14 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
             }
         }
     }
+    tracing::debug!(
+        took_ms = began.elapsed().as_secs_f64() * 1e3,
+        candidates = candidates.len(),
+        live = survey.live.len(),
+        dead = survey.dead.len(),
+        unknown = survey.unknown.len(),
+        "surveyed"
+    );
     survey
 }
 
@@ -99,6 +172,7 @@ fn candidates(host: &Host) -> BTreeSet<ContainerId> {
 fn judge(
     host: &Host,
     container: ContainerId,
+    identities: &Identities,
     claimed: &mut Option<HashSet<ContainerId>>,
 ) -> Judgement {
     let mut unknown = Unknown {
@@ -106,11 +180,12 @@ fn judge(
         executor_id: None,
     };
     for (agent, known) in host.agents.iter().enumerate() {
+        let identity = identities.get(&(agent, container));
         let learnt = registry::learn(agent, &known.dirs, container, &host.launcher)
-            .or_else(|| recorded_by_checkpoint(host, agent, container));
+            .or_else(|| recorded_by_checkpoint(host, agent, identity?.clone()));
         let Some(mut run) = learnt else { continue };
         if run.identity.is_none() {
-            run.identity = registry::find_identity(&known.dirs, container);
+            run.identity = identity.cloned();
         }
         if run.helper.is_some_and(Proc::is_alive) {
             return Judgement::Live(Box::new(run));
@@ -153,9 +228,9 @@ fn what_is_left(host: &Host, run: &Run) -> io::Result<bool> {
 
 /// A run that is not in the runtime directory (any more), by what the agent
 /// checkpointed of it: `None` without a recorded process.
-fn recorded_by_checkpoint(host: &Host, agent: AgentIndex, container: ContainerId) -> Option<Run> {
+fn recorded_by_checkpoint(host: &Host, agent: AgentIndex, identity: Identity) -> Option<Run> {
     let dirs = host.dirs(agent);
-    let identity = registry::find_identity(dirs, container)?;
+    let container = identity.container;
     let path = forked_pid(&dirs.work_dir, &identity);
     let pid: u32 = fs::read_to_string(&path)
         .ok()?

@@ -598,7 +598,7 @@ impl Ground for World {
         }
     }
 
-    async fn look(&self, run: &Run, _death: &Death) -> Result<Look> {
+    async fn look(&self, run: &Run, _death: &Death, _search: bool) -> Result<Look> {
         let mut state = self.lock();
         if state.random.percent(1) {
             state.tally.faults += 1;

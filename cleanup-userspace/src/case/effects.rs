@@ -14,7 +14,7 @@ use crate::cgroup::{Removal, RunCgroup, docker_child, kill_docker, kill_own};
 use crate::config::{DockerFallback, Teardown};
 use crate::mesos::{AgentState, Identity};
 use crate::process::{self, Proc};
-use crate::registry::{Launcher, Run, cgroups_of, find_identity};
+use crate::registry::{Launcher, Run, cgroups_of, find_identity, known_identity};
 
 /// How long a case waits for a round of file system work. Past that the work is
 /// left to itself: a cgroup removal may wait in the kernel for a dying task.
@@ -39,7 +39,15 @@ pub struct Look {
 }
 
 /// Looks at the run's cgroups and processes, and at its agent.
-pub async fn look(host: &Arc<Host>, run: &Run, death: &Death) -> anyhow::Result<Look> {
+///
+/// With `search`, an executor that is not known is looked for in the agent's work
+/// directory: as many lookups as the agent has known executors.
+pub async fn look(
+    host: &Arc<Host>,
+    run: &Run,
+    death: &Death,
+    search: bool,
+) -> anyhow::Result<Look> {
     let (host, run, death) = (Arc::clone(host), run.clone(), death.clone());
     off_path("look at the run's cgroups", move || {
         let cgroups = cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)?;
@@ -65,9 +73,13 @@ pub async fn look(host: &Arc<Host>, run: &Run, death: &Death) -> anyhow::Result<
             own_processes: run.own_processes(&cgroups)?,
             agent: agent.state(),
             owned: agent.runtime.owns(run.container)?,
-            identity: run
-                .identity
-                .or_else(|| find_identity(&agent.dirs, run.container)),
+            identity: run.identity.or_else(|| {
+                if search {
+                    find_identity(&agent.dirs, run.container)
+                } else {
+                    known_identity(&agent.dirs, run.container)
+                }
+            }),
         })
     })
     .await

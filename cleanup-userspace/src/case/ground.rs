@@ -58,7 +58,13 @@ pub trait Ground: Clone + Send + Sync + 'static {
     fn ended(&self, id: &str);
     fn ask_to_end(&self, id: String) -> impl Future<Output = Answer> + Send;
 
-    fn look(&self, run: &Run, death: &Death) -> impl Future<Output = anyhow::Result<Look>> + Send;
+    /// With `search`, an executor that is not known yet is looked for, at some cost.
+    fn look(
+        &self,
+        run: &Run,
+        death: &Death,
+        search: bool,
+    ) -> impl Future<Output = anyhow::Result<Look>> + Send;
     /// Begins to remove the empty directories of the run; the task's result is
     /// how many went.
     fn begin_removal(
@@ -142,8 +148,8 @@ impl Ground for Arc<Host> {
         pod::ask_to_end(self, id).await
     }
 
-    async fn look(&self, run: &Run, death: &Death) -> anyhow::Result<Look> {
-        effects::look(self, run, death).await
+    async fn look(&self, run: &Run, death: &Death, search: bool) -> anyhow::Result<Look> {
+        effects::look(self, run, death, search).await
     }
 
     fn begin_removal(

@@ -13,6 +13,7 @@ use crate::docker::{Docker, Index, Lists};
 use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
 use crate::process::Proc;
+use crate::reconcile::Nowhere;
 use crate::registry::{AgentIndex, Registry};
 
 /// How many removals of cgroups may run at once: from Linux 7.0 on one rmdir may
@@ -37,6 +38,7 @@ pub struct Host {
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
+    pub nowhere: Nowhere,
     pub(super) brake: Brake,
     pub(super) removals: Arc<Semaphore>,
     pub(super) stops: Semaphore,
@@ -134,6 +136,7 @@ impl Host {
                 .collect(),
             agents: agents.into_iter().map(Agent::new).collect(),
             registry: Mutex::new(Registry::default()),
+            nowhere: Nowhere::default(),
             removals: Arc::new(Semaphore::new(REMOVALS)),
             stops: Semaphore::new(STOPS),
         }

@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// container that is to be kept.
 const SLOW_PAUSE: Duration = Duration::from_secs(5);
 
+/// How often an executor that is not known is looked for.
+const SEARCH_PAUSE: Duration = Duration::from_secs(5);
+
 /// What a running case is told.
 #[derive(Debug)]
 pub enum CaseMessage {
@@ -56,6 +59,8 @@ pub struct Reaper<G> {
     removal: Option<JoinHandle<anyhow::Result<usize>>>,
     complaints: Complaints,
     pause: Duration,
+    /// When an executor that is not known is looked for again.
+    search_due: u64,
 }
 
 impl<G: Ground> Reaper<G> {
@@ -76,6 +81,7 @@ impl<G: Ground> Reaper<G> {
             handing_over: false,
             removal: None,
             pause: FIRST_PAUSE,
+            search_due: 0,
         };
         let found = reaper.state.join(found);
         let may_begin = reaper.ground.mode() == Mode::Enforce
@@ -216,7 +222,12 @@ impl<G: Ground> Reaper<G> {
 
     async fn look(&mut self) -> anyhow::Result<Look> {
         let record = &self.state.record;
-        let look = self.ground.look(&record.run, &record.death).await?;
+        let now = self.ground.now_ns();
+        let search = record.run.identity.is_none() && self.search_due <= now;
+        if search {
+            self.search_due = now + nanos(SEARCH_PAUSE);
+        }
+        let look = self.ground.look(&record.run, &record.death, search).await?;
         let verified = self.ground.is_verified(&record.run);
         self.state.looked(&look, verified);
         Ok(look)

@@ -5,10 +5,27 @@
 //! last step of a successful destroy: it is the agent's word that it is done.
 //! Nothing is ever created or changed here (the agent aborts on foreign entries).
 
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use prost::Message as _;
+
 use super::ContainerId;
+
+/// A task may come with much text; more than this is not looked at.
+const LARGEST_CONFIG: u64 = 4 << 20;
+
+/// `config`, as far as it matters here (include/mesos/slave/containerizer.proto,
+/// the same from 1.5 to 1.11).
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerConfig {
+    /// A `string` there; ids may have any bytes.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    directory: Option<Vec<u8>>,
+}
 
 /// `<runtime_dir>/containers` of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +55,19 @@ impl RuntimeDir {
     pub fn helper_pid(&self, container: ContainerId) -> Option<u32> {
         let text = fs::read_to_string(self.container(container).join("pid")).ok()?;
         text.trim().parse().ok().filter(|pid| *pid > 1)
+    }
+
+    /// The sandbox of a container, as the agent wrote it down when it launched it:
+    /// since Mesos 1.5, and by the path that the agent has for it.
+    pub fn sandbox(&self, container: ContainerId) -> Option<PathBuf> {
+        let mut bytes = Vec::new();
+        let file = fs::File::open(self.container(container).join("config")).ok()?;
+        file.take(LARGEST_CONFIG).read_to_end(&mut bytes).ok()?;
+        // A record: its length in four bytes, then the message.
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+        let message = bytes.get(4..)?.get(..usize::try_from(length).ok()?)?;
+        let directory = ContainerConfig::decode(message).ok()?.directory?;
+        Some(PathBuf::from(OsString::from_vec(directory)))
     }
 
     /// The containers the agent owns now; none if there is no such directory.
@@ -85,5 +115,27 @@ mod tests {
             fs::write(runtime.container(id).join("pid"), text).unwrap();
             assert_eq!(runtime.helper_pid(id), pid, "{text:?}");
         }
+    }
+
+    #[test]
+    fn reads_the_sandbox_that_the_agent_wrote_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::new(dir.path());
+        let id: ContainerId = "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap();
+        fs::create_dir_all(runtime.container(id)).unwrap();
+        assert_eq!(runtime.sandbox(id), None);
+        let message = ContainerConfig {
+            directory: Some(b"/w/slaves/S/\xff".to_vec()),
+        }
+        .encode_to_vec();
+        let mut record = u32::try_from(message.len()).unwrap().to_ne_bytes().to_vec();
+        record.extend(message);
+        for cut in 0..record.len() {
+            fs::write(runtime.container(id).join("config"), &record[..cut]).unwrap();
+            assert_eq!(runtime.sandbox(id), None, "{cut}");
+        }
+        fs::write(runtime.container(id).join("config"), &record).unwrap();
+        let sandbox = runtime.sandbox(id).unwrap();
+        assert_eq!(sandbox.as_os_str().as_encoded_bytes(), b"/w/slaves/S/\xff");
     }
 }

@@ -4,6 +4,7 @@
 //! path names everything that identifies the run (src/slave/paths.hpp). Ids are
 //! raw bytes: the master only forbids `/`, `\` and control characters.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
@@ -65,29 +66,80 @@ impl Identity {
         }
     }
 
+    /// The run of a sandbox that is there: a directory beneath `work_dir`, no link.
+    pub fn of_directory(
+        work_dir: &Path,
+        sandbox: &Path,
+        container: ContainerId,
+    ) -> io::Result<Option<Self>> {
+        let Some(identity) = Self::from_sandbox(work_dir, sandbox, container) else {
+            return Ok(None);
+        };
+        // Never through a link: a framework writes beneath its sandbox.
+        if !fs::symlink_metadata(sandbox).is_ok_and(|meta| meta.is_dir()) {
+            return Ok(None);
+        }
+        let resolved = fs::canonicalize(sandbox)?;
+        Ok(Some(Self {
+            resolved,
+            ..identity
+        }))
+    }
+
     /// Finds the run's sandbox by looking for its directory beneath every
     /// executor: costs one lookup for each executor the agent has known, not
     /// for each run. `Ok(None)`: no such run beneath this work directory.
     pub fn find(work_dir: &Path, container: ContainerId) -> io::Result<Option<Self>> {
-        for agent in directories(&work_dir.join("slaves"))? {
-            for framework in directories(&agent.join("frameworks"))? {
-                for executor in directories(&framework.join("executors"))? {
-                    let sandbox = executor.join("runs").join(container.as_str());
-                    // Never through a link: a framework writes beneath its sandbox.
-                    if fs::symlink_metadata(&sandbox).is_ok_and(|meta| meta.is_dir()) {
-                        let resolved = fs::canonicalize(&sandbox)?;
-                        return Ok(Self::from_sandbox(work_dir, &sandbox, container).map(
-                            |identity| Self {
-                                resolved,
-                                ..identity
-                            },
-                        ));
-                    }
+        let mut found = None;
+        each_executor(work_dir, &mut |executor| {
+            let sandbox = executor.join("runs").join(container.as_str());
+            found = Self::of_directory(work_dir, &sandbox, container)?;
+            Ok(found.is_none())
+        })?;
+        Ok(found)
+    }
+
+    /// Finds the sandboxes of all these runs in one walk, which reads the list of
+    /// each executor's runs.
+    pub fn find_all(
+        work_dir: &Path,
+        wanted: &HashSet<ContainerId>,
+    ) -> io::Result<HashMap<ContainerId, Self>> {
+        let mut found = HashMap::new();
+        each_executor(work_dir, &mut |executor| {
+            for sandbox in directories(&executor.join("runs"))? {
+                let name = sandbox.file_name().and_then(OsStr::to_str);
+                let Some(container) = name.and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                if wanted.contains(&container)
+                    && let Some(identity) = Self::of_directory(work_dir, &sandbox, container)?
+                {
+                    found.insert(container, identity);
+                }
+            }
+            Ok(found.len() < wanted.len())
+        })?;
+        Ok(found)
+    }
+}
+
+/// Visits the directory of every executor that an agent of this work directory has
+/// known, until `visit` says that it is enough.
+fn each_executor(
+    work_dir: &Path,
+    visit: &mut dyn FnMut(&Path) -> io::Result<bool>,
+) -> io::Result<()> {
+    for agent in directories(&work_dir.join("slaves"))? {
+        for framework in directories(&agent.join("frameworks"))? {
+            for executor in directories(&framework.join("executors"))? {
+                if !visit(&executor)? {
+                    return Ok(());
                 }
             }
         }
-        Ok(None)
     }
+    Ok(())
 }
 
 /// The real directories in `path` (no links); none if it does not exist.

@@ -127,6 +127,18 @@ pub fn seat_of(
 
 /// The run's sandbox, if it lies beneath the agent's work directory.
 pub fn find_identity(dirs: &AgentDirs, container: ContainerId) -> Option<Identity> {
+    known_identity(dirs, container).or_else(|| search_identity(dirs, container))
+}
+
+/// As the agent wrote it down: one file. `None` does not say that there is no
+/// sandbox.
+pub fn known_identity(dirs: &AgentDirs, container: ContainerId) -> Option<Identity> {
+    let sandbox = RuntimeDir::new(&dirs.runtime_dir).sandbox(container)?;
+    Identity::of_directory(&dirs.work_dir, &sandbox, container).ok()?
+}
+
+/// Looks for the sandbox: as many lookups as the agent has known executors.
+pub fn search_identity(dirs: &AgentDirs, container: ContainerId) -> Option<Identity> {
     match Identity::find(&dirs.work_dir, container) {
         Ok(found) => found,
         Err(error) => {

@@ -13,7 +13,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use judge::{Ended, Verdict, judge};
-pub use learn::{executor_of, find_identity, is_recorded, learn, seat_of};
+pub use learn::{
+    executor_of, find_identity, is_recorded, known_identity, learn, search_identity, seat_of,
+};
 
 use crate::cgroup::{Hierarchies, Hierarchy, Membership, RunCgroup};
 use crate::mesos::{AgentDirs, ContainerId, Identity};

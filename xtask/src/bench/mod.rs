@@ -4,6 +4,7 @@
 mod agents;
 mod hook;
 mod latency;
+mod reconcile;
 mod report;
 mod storm;
 mod usage;
@@ -23,7 +24,8 @@ Examples:
   cargo xtask bench latency                    200 deaths idle, 200 under load
   cargo xtask bench latency --deaths 50 --idle-only
   cargo xtask bench latency --json out.json    Every single death, too
-  cargo xtask bench hook                       The hook module in every Mesos release")]
+  cargo xtask bench hook                       The hook module in every Mesos release
+  cargo xtask bench reconcile                  A survey of a host with a long past")]
 pub(crate) struct Args {
     #[command(subcommand)]
     bench: Bench,
@@ -33,11 +35,13 @@ pub(crate) struct Args {
 enum Bench {
     Latency(latency::Args),
     Hook(hook::Args),
+    Reconcile(reconcile::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Latency(args) => latency::run(args),
         Bench::Hook(args) => hook::run(args),
+        Bench::Reconcile(args) => reconcile::run(args),
     }
 }
