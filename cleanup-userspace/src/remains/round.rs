@@ -289,7 +289,7 @@ impl Remains {
                 owner,
             };
             let fate = fate(&container, &rules);
-            tracing::trace!(container = %id, ?container, ?fate, "stopped");
+            tracing::trace!(container = %id, facts = ?container, ?fate, "stopped");
             let Some((_, run)) = by else { continue };
             if matches!(fate, Fate::Remove | Fate::Stay(Stay::TooYoung | Stay::Kept)) {
                 self.host.note_networks(info);
