@@ -153,6 +153,9 @@ fn a_hold_holds_removals() -> Result<()> {
     bed.say(&["hold"])?;
     let watcher = bed.watch(AT_ONCE)?;
     bed.survey_until_fate(&watcher, &container, "Stay(Held)")?;
+    // Its start, a moment ago, is told again with its end: it does not run.
+    let cases = watcher.said("a dead run that no event told of")?;
+    ensure!(cases.is_empty(), "{cases:?}");
     ensure!(bed.exists(&container)?);
     bed.say(&["release"])?;
     bed.survey_until_removed(&container)
