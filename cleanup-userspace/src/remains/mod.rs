@@ -9,6 +9,7 @@ mod containers;
 mod networks;
 mod round;
 mod standing;
+mod unused;
 
 pub use containers::{Fate, Owner, Rules, Stay, Stopped, fate};
 pub use networks::{Claim, NetworkFacts, Nominated, is_left, run_of_project};

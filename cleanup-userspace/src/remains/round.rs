@@ -6,17 +6,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::sync::{Mutex, mpsc};
 
 use super::containers::{Fate, Owner, Rules, Stay, Stopped, fate};
-use super::networks::{Claim, NetworkFacts, is_left, run_of_project};
+use super::networks::run_of_project;
 use super::standing::{Question, Standing, ask};
 use crate::case::{Host, Proof, is_excluded, key_of, printable};
 use crate::config::{Mode, Networks};
 use crate::docker::{
-    ComposeNetwork, ContainerInfo, ContainerState, DockerError, JoinKey, Stopped as Gone,
-    named_runs,
+    ComposeNetwork, ContainerInfo, ContainerState, DockerError, JoinKey, named_runs,
 };
 use crate::mesos::ContainerId;
 use crate::process::unix_seconds;
@@ -26,11 +25,10 @@ use crate::registry::Run;
 /// Requests under way at once.
 const REQUESTS: usize = 4;
 /// Most in one round: containers looked at for the first time, runs judged,
-/// containers removed, networks asked for.
+/// containers removed.
 const INSPECTS: usize = 256;
 const JUDGED: usize = 256;
 const REMOVALS: usize = 64;
-const NETWORKS: usize = 64;
 /// Between the two looks that must agree, as for every inferred death.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How long a run that could not be judged, or a container or network that Docker
@@ -40,14 +38,14 @@ const AGAIN: Duration = Duration::from_secs(600);
 /// Removes what dead runs left, round by round.
 #[derive(Debug, Clone)]
 pub struct Remains {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
     questions: mpsc::UnboundedSender<Question>,
     memory: Arc<Mutex<Memory>>,
 }
 
 /// What need not be found out twice. All of it may be forgotten at any time.
 #[derive(Debug, Default)]
-struct Memory {
+pub(super) struct Memory {
     /// Containers that were seen stopped, with the time of that.
     stopped: HashMap<String, (Arc<ContainerInfo>, f64)>,
     /// Runs that were found dead by what they left: they stay dead.
@@ -60,7 +58,7 @@ struct Memory {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Object {
+pub(super) enum Object {
     Run(ContainerId),
     Container(String),
     Network(String),
@@ -68,7 +66,7 @@ enum Object {
 
 /// What is known of a run in this round.
 #[derive(Debug)]
-enum Known {
+pub(super) enum Known {
     InUse,
     Dead(Box<Run>, Proof),
     Unknown,
@@ -79,7 +77,7 @@ type Leaving = (Arc<ContainerInfo>, Run);
 
 /// Why a round ended early.
 #[derive(Debug)]
-enum Ended {
+pub(super) enum Ended {
     /// The daemon stops.
     Stopped,
     Docker(DockerError),
@@ -88,6 +86,30 @@ enum Ended {
 impl From<DockerError> for Ended {
     fn from(error: DockerError) -> Self {
         Self::Docker(error)
+    }
+}
+
+impl Memory {
+    pub(super) fn is_later(&self, object: &Object) -> bool {
+        self.later.contains_key(object)
+    }
+
+    /// Docker's answer about one thing. `None`: it has none, and is left alone for a
+    /// while, so that it is in nobody's way. An error: Docker itself is away.
+    pub(super) fn unless_away<T>(
+        &mut self,
+        object: Object,
+        answer: Result<T, DockerError>,
+    ) -> Result<Option<T>, Ended> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error @ DockerError::Unreachable { .. }) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "in the way of removing what dead runs left; tried again in ten minutes");
+                self.later.insert(object, Instant::now() + AGAIN);
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -121,7 +143,7 @@ impl Remains {
         });
     }
 
-    fn rules(&self) -> Rules {
+    pub(super) fn rules(&self) -> Rules {
         Rules {
             remove_after: self.host.config.remove_after,
             held: self.host.is_holding(),
@@ -149,7 +171,7 @@ impl Remains {
     }
 
     /// Takes over what is stopped now, and looks at what is new.
-    async fn look_at_stopped(&self, memory: &mut Memory) -> Result<(), DockerError> {
+    async fn look_at_stopped(&self, memory: &mut Memory) -> Result<(), Ended> {
         let docker = &self.host.docker;
         let listed: HashSet<String> = docker.list_stopped().await?.into_iter().collect();
         memory.stopped.retain(|id, _| listed.contains(id));
@@ -157,16 +179,20 @@ impl Remains {
         let new: Vec<String> = listed
             .into_iter()
             .filter(|id| !memory.stopped.contains_key(id))
+            .filter(|id| !memory.is_later(&Object::Container(id.clone())))
             .take(INSPECTS)
             .collect();
-        let looks = new
-            .into_iter()
-            .map(|id| async move { docker.inspect(&id).await });
+        let looks = new.into_iter().map(|id| async move {
+            let look = docker.inspect(&id).await;
+            (id, look)
+        });
         let mut looks = futures_util::stream::iter(looks).buffer_unordered(REQUESTS);
-        while let Some(look) = looks.try_next().await? {
-            let Some((info, state)) = look else { continue };
+        while let Some((id, look)) = looks.next().await {
+            let look = memory.unless_away(Object::Container(id.clone()), look)?;
+            let Some((info, state)) = look.flatten() else {
+                continue;
+            };
             if let Some(since) = stopped_since(&info, state) {
-                let id = info.id.clone();
                 memory.stopped.insert(id, (Arc::new(info), since));
             }
         }
@@ -194,7 +220,7 @@ impl Remains {
             .filter(|(run, standing)| {
                 matches!(standing, Standing::Unheard)
                     && !memory.dead.contains_key(run)
-                    && !memory.later.contains_key(&Object::Run(*run))
+                    && !memory.is_later(&Object::Run(*run))
             })
             .map(|(run, _)| run)
             .take(JUDGED)
@@ -266,7 +292,7 @@ impl Remains {
         owner
     }
 
-    fn dead(&self, run: &Run, proof: Proof) -> Owner {
+    pub(super) fn dead(&self, run: &Run, proof: Proof) -> Owner {
         Owner::Dead {
             proof,
             excluded: is_excluded(&self.host.config.exclude, run.identity.as_ref()),
@@ -294,7 +320,7 @@ impl Remains {
             if matches!(fate, Fate::Remove | Fate::Stay(Stay::TooYoung | Stay::Kept)) {
                 self.host.note_networks(info);
             }
-            if fate == Fate::Remove && !memory.later.contains_key(&Object::Container(id.clone())) {
+            if fate == Fate::Remove && !memory.is_later(&Object::Container(id.clone())) {
                 leaving.push((*since, (Arc::clone(info), run.clone())));
             }
         }
@@ -324,26 +350,20 @@ impl Remains {
             .buffer_unordered(REQUESTS)
             .collect()
             .await;
-        let (mut names, mut failed) = (Vec::new(), None);
+        let (mut names, mut outcome) = (Vec::new(), Ok(()));
         for (info, removed) in done {
-            match removed {
-                Ok(true) => {
+            let object = Object::Container(info.id.clone());
+            match memory.unless_away(object, removed) {
+                Ok(Some(true)) => {
                     memory.stopped.remove(&info.id);
                     names.push(printable(info.name.as_ref()));
                 }
                 // It ran again meanwhile: looked at anew.
-                Ok(false) => {
+                Ok(Some(false)) => {
                     memory.stopped.remove(&info.id);
                 }
-                Err(error) => {
-                    let id = Object::Container(info.id.clone());
-                    memory.later.insert(id, Instant::now() + AGAIN);
-                    if error.is_transient() {
-                        failed = Some(error);
-                    } else {
-                        tracing::warn!(container = %run.container, %error, "a stopped container of a dead run stays; tried again in ten minutes");
-                    }
-                }
+                Ok(None) => {}
+                Err(away) => outcome = Err(away),
             }
         }
         if !names.is_empty() {
@@ -357,7 +377,7 @@ impl Remains {
                 "removed stopped containers of a dead run"
             );
         }
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        outcome
     }
 
     /// `Ok(false)`: it is not as it was.
@@ -384,113 +404,12 @@ impl Remains {
         }
     }
 
-    async fn remove_networks(
-        &self,
-        memory: &mut Memory,
-        networks: Vec<ComposeNetwork>,
-        known: &HashMap<ContainerId, Known>,
-    ) -> Result<(), Ended> {
-        if self.host.config.networks == Networks::Keep {
-            return Ok(());
-        }
-        self.host
-            .networks
-            .retain(|id| networks.iter().any(|network| network.id == id));
-        let mut asked = 0;
-        for network in networks {
-            let object = Object::Network(network.id.clone());
-            let mut facts = NetworkFacts {
-                claim: self.claim(&network, known),
-                users: 0,
-                awaited: false,
-            };
-            let later = memory.later.contains_key(&object);
-            if later || asked >= NETWORKS || !is_left(&facts, &self.rules()) {
-                continue;
-            }
-            asked += 1;
-            facts.users = self.host.docker.users_of_network(&network.id).await?.len();
-            if facts.claim == Claim::Nominated && facts.users == 0 {
-                facts.awaited = self.is_awaited(&network.project).await?;
-            }
-            tracing::trace!(?network, ?facts, "network");
-            if !is_left(&facts, &self.rules()) {
-                continue;
-            }
-            match self.host.docker.remove_network(&network.id).await {
-                Ok(Gone::Done) => tracing::info!(
-                    network = %printable(network.name.as_ref()),
-                    project = %printable(network.project.as_ref()),
-                    "removed a network that dead runs left"
-                ),
-                Ok(Gone::NothingToDo) => {}
-                Err(error) if error.is_transient() => return Err(error.into()),
-                Err(error) => {
-                    memory.later.insert(object, Instant::now() + AGAIN);
-                    tracing::warn!(%error, "a network that dead runs left stays; tried again in ten minutes");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn claim(&self, network: &ComposeNetwork, known: &HashMap<ContainerId, Known>) -> Claim {
-        match run_of_project(&network.project) {
-            Some(run) => Claim::Project(match known.get(&run) {
-                Some(Known::Dead(run, proof)) => self.dead(run, *proof),
-                Some(Known::InUse) => Owner::InUse,
-                Some(Known::Unknown) | None => Owner::Unknown,
-            }),
-            None if self.host.networks.has(&network.id, &network.project) => Claim::Nominated,
-            None => Claim::Nothing,
-        }
-    }
-
-    /// Whether a run that lives, or may, could be about to attach containers to a
-    /// network of this project.
-    async fn is_awaited(&self, project: &str) -> Result<bool, Ended> {
-        let (host, project) = (Arc::clone(&self.host), project.to_owned());
-        let looked = tokio::task::spawn_blocking(move || {
-            let mut listed = Vec::new();
-            for agent in &host.agents {
-                listed.extend(agent.runtime.list().ok()?);
-            }
-            (!may_attach(&host, &project)).then_some(listed)
-        });
-        let Ok(Some(listed)) = looked.await else {
-            return Ok(true);
-        };
-        // A run that is being set up is not known yet.
-        let standings = self.ask(listed).await?;
-        Ok(standings
-            .values()
-            .any(|standing| matches!(standing, Standing::Unheard)))
-    }
-
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         runs: impl IntoIterator<Item = ContainerId>,
     ) -> Result<HashMap<ContainerId, Standing>, Ended> {
         ask(&self.questions, runs).await.ok_or(Ended::Stopped)
     }
-}
-
-/// Whether a known run that lives or may live has no pod yet, or one of this
-/// project.
-fn may_attach(host: &Host, project: &str) -> bool {
-    let live: Vec<Run> = {
-        let registry = host.registry();
-        if registry.has_unknown() {
-            return true;
-        }
-        registry.iter().cloned().collect()
-    };
-    let running = host.index.running();
-    if running.iter().any(|info| info.project() == Some(project)) {
-        return true;
-    }
-    let has_pod = |run: &Run| running.iter().any(|info| key_of(host, run, info).is_some());
-    !live.iter().all(has_pod)
 }
 
 /// Seconds since the epoch; for one that never ran, when it was made. `None`: it
