@@ -28,7 +28,28 @@ pub enum Action {
     Stop,
     /// SIGKILL at once, through Docker.
     Kill,
-    /// Stop, then remove the container; its volumes stay.
+    /// Stop, then remove the container; its named volumes stay.
+    Remove,
+}
+
+/// What becomes of the compose networks of dead executors' pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Networks {
+    #[default]
+    Keep,
+    /// Removed when no container uses them any more, running or stopped, and no
+    /// executor that lives could be about to.
+    RemoveIfEmpty,
+}
+
+/// What becomes of the anonymous volumes of containers that are removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnonymousVolumes {
+    #[default]
+    Keep,
+    /// Removed with their container.
     Remove,
 }
 
@@ -92,6 +113,15 @@ pub struct Config {
     pub action: Action,
     pub teardown: Teardown,
     pub label_join: LabelJoin,
+    /// Whether the label `compose-cleanup.keep=true` keeps a container.
+    pub keep_label: bool,
+    /// How long the stopped containers of a dead run's pod are kept for whoever
+    /// looks for a cause; not set: for ever.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub remove_after: Option<Duration>,
+    pub networks: Networks,
+    /// Named volumes always stay.
+    pub anonymous_volumes: AnonymousVolumes,
     /// How long a container may take to end after its stop signal.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -196,6 +226,10 @@ impl Default for Config {
             action: Action::default(),
             teardown: Teardown::default(),
             label_join: LabelJoin::default(),
+            keep_label: true,
+            remove_after: None,
+            networks: Networks::default(),
+            anonymous_volumes: AnonymousVolumes::default(),
             grace: Duration::from_secs(10),
             settle: Duration::from_secs(1),
             // Twice the agent's own destroy timeout for each of its two stages.
@@ -301,8 +335,20 @@ impl Config {
             .unwrap_or_else(|| self.run_dir.join("inbox"))
     }
 
+    /// Whether what stopped pods leave in Docker is looked for.
+    pub fn removes_remains(&self) -> bool {
+        self.remove_after.is_some() || self.networks == Networks::RemoveIfEmpty
+    }
+
     fn validate(&self) -> Result<(), (String, String)> {
         let refuse = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
+        let removes_containers = self.action == Action::Remove || self.remove_after.is_some();
+        if self.anonymous_volumes == AnonymousVolumes::Remove && !removes_containers {
+            return refuse(
+                "anonymous_volumes",
+                "can only be \"remove\" where containers are removed: set action = \"remove\" or remove_after, too",
+            );
+        }
         if self.grace > Duration::from_secs(3600) {
             return refuse("grace", "must be at most 1h");
         }
@@ -381,103 +427,4 @@ impl From<&AgentConfig> for AgentDirs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("test.toml")).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn empty_is_the_default_and_observes() {
-        let config = parse("").unwrap();
-        assert_eq!(config, Config::default());
-        assert_eq!(config.mode, Mode::Observe);
-    }
-
-    #[test]
-    fn the_inbox_is_in_the_run_directory_unless_it_is_named() {
-        assert_eq!(
-            parse("").unwrap().inbox_dir(),
-            Path::new("/run/compose-cleanup/inbox")
-        );
-        let moved = parse("run_dir = \"/r\"").unwrap();
-        assert_eq!(moved.inbox_dir(), Path::new("/r/inbox"));
-        let named = parse("run_dir = \"/r\"\ninbox = \"/i\"").unwrap();
-        assert_eq!(named.inbox_dir(), Path::new("/i"));
-    }
-
-    #[test]
-    fn a_whole_file() {
-        let config = parse(
-            r#"
-            mode = "enforce"
-            action = "remove"
-            grace = "2s 500ms"
-            [docker]
-            socket = "/run/d.sock"
-            [[agents]]
-            work_dir = "/var/lib/mesos"
-            cgroups_root = "a/b"
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.grace, Duration::from_millis(2500));
-        assert_eq!(config.agents[0].runtime_dir, Path::new("/var/run/mesos"));
-        assert_eq!(config.agents[0].cgroups_root.as_path(), Path::new("a/b"));
-    }
-
-    #[test]
-    fn the_shipped_example_is_the_default() {
-        let example = include_str!("../../deploy/config.toml");
-        let path = Path::new("deploy/config.toml");
-        assert_eq!(Config::parse(example, path).unwrap(), Config::default());
-        // With every comment mark taken from its keys, it is valid, too.
-        let all: String = example
-            .lines()
-            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
-            .fold(String::new(), |text, line| text + line + "\n");
-        Config::parse(&all, path).unwrap();
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_place() {
-        let error = parse("mode = \"enforce\"\ngrase = \"1s\"\n").unwrap_err();
-        assert!(
-            error.contains("line 2") && error.contains("column 1") && error.contains("grase"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn wrong_values_are_refused_with_their_key() {
-        for (text, key) in [
-            ("mode = \"yes\"", "mode"),
-            ("run_dir = \"run\"", "`run_dir`"),
-            ("inbox = \"inbox\"", "`inbox`"),
-            ("grace = \"soon\"", "grace"),
-            ("grace = \"2h\"", "`grace`"),
-            ("[docker]\nsocket = \"docker.sock\"", "`docker.socket`"),
-            ("[probe]\nring_bytes = 5000", "`probe.ring_bytes`"),
-            ("[journal]\npath = \"journal.db\"", "`journal.path`"),
-            ("[journal]\npath = \"/\"", "`journal.path`"),
-            ("[journal]\nmax_bytes = 1000", "`journal.max_bytes`"),
-            ("[journal]\nmax_age = \"long\"", "max_age"),
-            ("[[agents]]\nwork_dir = \"work\"", "`agents[0].work_dir`"),
-            ("[[exclude]]\nexecutor = \"a[\"", "`a[`"),
-            ("[[exclude]]", "`exclude[0]`"),
-            (
-                "[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../x\"",
-                "cgroups root",
-            ),
-            ("[[agents]]\nruntime_dir = \"/w\"", "work_dir"),
-            (
-                "[[agents]]\nwork_dir = \"/w\"\n[[agents]]\nwork_dir = \"/w\"\nruntime_dir = \"/x\"",
-                "`agents[1]`",
-            ),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(key), "{text}: {error}");
-        }
-    }
-}
+mod tests;

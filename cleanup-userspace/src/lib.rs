@@ -18,4 +18,5 @@ pub mod probe;
 pub mod process;
 pub mod reconcile;
 pub mod registry;
+pub mod remains;
 pub mod run_dir;

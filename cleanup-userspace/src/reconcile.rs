@@ -135,6 +135,19 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
     survey
 }
 
+/// Those of the runs that are dead, by the rules of a survey. One look: a second
+/// one must agree before anything is done. Blocks.
+pub fn dead_among(host: &Host, runs: &[ContainerId]) -> Vec<Run> {
+    let mut claimed = None;
+    let judged = runs.iter().map(|run| judge(host, *run, &mut claimed));
+    judged
+        .filter_map(|judgement| match judgement {
+            Judgement::Dead(run) => Some(*run),
+            Judgement::Live(_) | Judgement::Unknown(_) => None,
+        })
+        .collect()
+}
+
 enum Judgement {
     Live(Box<Run>),
     Dead(Box<Run>),

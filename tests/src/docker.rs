@@ -240,6 +240,12 @@ impl Dockerd {
         }
         Ok(())
     }
+
+    /// A network's bridge is the host's, and would outlive the daemon.
+    fn remove_networks(&self) -> Result<()> {
+        self.docker_within(STOP, &["network", "prune", "--force"])
+            .map(drop)
+    }
 }
 
 impl Drop for Dockerd {
@@ -248,6 +254,7 @@ impl Drop for Dockerd {
             let stopped = wait::shielded(|| {
                 service.signal(Signal::CONT)?;
                 self.remove_containers()?;
+                self.remove_networks()?;
                 service.stop(STOP)
             });
             // What still runs is killed with the scratch.

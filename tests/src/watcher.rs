@@ -20,8 +20,10 @@ const CASE: Duration = Duration::from_secs(90);
 
 /// What of its log the suites read.
 const FILTER: &str = "warn,cleanup_userspace=debug";
-/// A line for each step of each case, too.
-const STEPS_FILTER: &str = "warn,cleanup_userspace=debug,cleanup_userspace::case=trace";
+/// A line for each step of each case, too, and for each thing that a dead run may
+/// have left in Docker.
+const STEPS_FILTER: &str =
+    "warn,cleanup_userspace=debug,cleanup_userspace::case=trace,cleanup_userspace::remains=trace";
 
 /// Said of an executor that needed no case.
 const LEFT_NOTHING: &str = "an executor ended and left nothing behind";
@@ -342,6 +344,12 @@ impl Watcher {
         self.wait_line(CASE, &what, |line| {
             line["message"] == message && line["container"] == container_id
         })
+    }
+
+    /// Waits for a line with this message for which `fits` is true.
+    pub fn wait_message_that(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        let what = format!("the daemon to say a certain `{message}`");
+        self.wait_line(CASE, &what, |line| line["message"] == message && fits(line))
     }
 
     /// Waits until the daemon knows which process a run's executor is.

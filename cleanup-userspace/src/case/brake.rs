@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -133,6 +133,21 @@ impl Brake {
             || self.may_stop_inferred(run, death.at_unix, containers, unix_seconds())
     }
 
+    /// Whether inferred deaths are held back now, by whomever. What cannot be read
+    /// holds.
+    pub fn is_holding(&self) -> bool {
+        let unwritten = self.lock().unwritten;
+        let word = self.file.read();
+        unwritten
+            || word.map_or(true, |word| {
+                word.is_some_and(|word| word.holds(unix_seconds()))
+            })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn may_stop_inferred(
         &self,
         run: ContainerId,
@@ -140,7 +155,7 @@ impl Brake {
         containers: usize,
         now: f64,
     ) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         let word = match self.file.read() {
             Ok(word) => word,
             Err(error) => {

@@ -129,7 +129,7 @@ impl Ground for Arc<Host> {
     }
 
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found> {
-        pod::key_of(self, run, info).map(|key| Found::of(info, key))
+        pod::key_of(self, run, info).map(|key| Found::of(self, info, key))
     }
 
     async fn discover(&self, run: &Run, death: &Death) -> Result<Vec<Found>, DockerError> {

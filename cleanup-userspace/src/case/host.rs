@@ -8,13 +8,14 @@ use tokio::sync::Semaphore;
 
 use super::brake::Brake;
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
-use crate::config::Config;
-use crate::docker::{Docker, Index, Lists};
+use crate::config::{AnonymousVolumes, Config, Networks};
+use crate::docker::{ContainerInfo, Docker, Index, Lists};
 use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
 use crate::process::Proc;
 use crate::reconcile::Nowhere;
 use crate::registry::{AgentIndex, Registry};
+use crate::remains::Nominated;
 
 /// How many removals of cgroups may run at once: from Linux 7.0 on one rmdir may
 /// wait for dying tasks.
@@ -39,6 +40,8 @@ pub struct Host {
     roots: Vec<CgroupsRoot>,
     pub registry: Mutex<Registry>,
     pub nowhere: Nowhere,
+    /// Networks of containers that were removed.
+    pub networks: Nominated,
     pub(super) brake: Brake,
     pub(super) removals: Arc<Semaphore>,
     pub(super) stops: Semaphore,
@@ -137,9 +140,32 @@ impl Host {
             agents: agents.into_iter().map(Agent::new).collect(),
             registry: Mutex::new(Registry::default()),
             nowhere: Nowhere::default(),
+            networks: Nominated::default(),
             removals: Arc::new(Semaphore::new(REMOVALS)),
             stops: Semaphore::new(STOPS),
         }
+    }
+
+    /// Whether a container is to be kept, by its owner's word, if that counts here.
+    pub fn keeps(&self, info: &ContainerInfo) -> bool {
+        self.config.keep_label && info.is_kept()
+    }
+
+    /// Whether a container's anonymous volumes go with it.
+    pub fn removes_volumes(&self) -> bool {
+        self.config.anonymous_volumes == AnonymousVolumes::Remove
+    }
+
+    /// Remembers the networks of a dead run's container, if they are to go.
+    pub fn note_networks(&self, info: &ContainerInfo) {
+        if self.config.networks == Networks::RemoveIfEmpty {
+            self.networks.note(info);
+        }
+    }
+
+    /// Whether what is done for inferred deaths is held back now.
+    pub fn is_holding(&self) -> bool {
+        self.brake.is_holding()
     }
 
     pub fn registry(&self) -> MutexGuard<'_, Registry> {

@@ -23,7 +23,7 @@ pub use brake::{HeldBy, WINDOW, Word, WordFile};
 pub use death::{Death, Origin, Proof};
 pub use decide::{Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide};
 pub use effects::Look;
-pub use exclude::{Exclude, Glob};
+pub use exclude::{Exclude, Glob, is_excluded};
 pub use ground::Ground;
 pub use host::{Agent, Host};
 pub use ledger::{Ledger, close as close_account};

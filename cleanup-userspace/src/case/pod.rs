@@ -37,11 +37,11 @@ pub struct Found {
 }
 
 impl Found {
-    pub fn of(info: &ContainerInfo, key: JoinKey) -> Self {
+    pub fn of(host: &Host, info: &ContainerInfo, key: JoinKey) -> Self {
         Self {
             id: info.id.clone(),
             key,
-            keep: info.is_kept(),
+            keep: host.keeps(info),
         }
     }
 }
@@ -84,13 +84,13 @@ pub fn first_wave(host: &Host, run: &Run) -> Vec<Found> {
     let mut found: Vec<Found> = beneath(host, run)
         .iter()
         .filter_map(|id| host.index.get(id))
-        .map(|info| Found::of(&info, JoinKey::Cgroup))
+        .map(|info| Found::of(host, &info, JoinKey::Cgroup))
         .collect();
     for info in host.index.running() {
         if let Some(key) = key_of(host, run, &info)
             && !found.iter().any(|found| found.id == info.id)
         {
-            found.push(Found::of(&info, key));
+            found.push(Found::of(host, &info, key));
         }
     }
     found
@@ -123,7 +123,7 @@ pub async fn discover_pod(
         let info = info.as_ref();
         if beneath.contains(id) {
             return Some(Found {
-                keep: info.is_some_and(|info| info.is_kept()),
+                keep: info.is_some_and(|info| host.keeps(info)),
                 id: id.clone(),
                 key: JoinKey::Cgroup,
             });
@@ -131,7 +131,7 @@ pub async fn discover_pod(
         let info = info?;
         let key = key_of(host, run, info)
             .or_else(|| label_key(info, host.roots(), evidence.as_ref()?))?;
-        Some(Found::of(info, key))
+        Some(Found::of(host, info, key))
     };
     Ok(running.iter().filter_map(join).collect())
 }
@@ -185,7 +185,8 @@ async fn end(
         Action::Kill => docker.kill(id).await?,
     };
     drop(permit);
-    let mut state = docker.inspect(id).await?.map(|(_, state)| state);
+    let inspected = docker.inspect(id).await?;
+    let (info, mut state) = inspected.unzip();
     if host.config.action == Action::Kill {
         // A kill returns when the signal is sent.
         let deadline = tokio::time::Instant::now() + host.config.docker.timeout;
@@ -200,7 +201,10 @@ async fn end(
         return Ok(None);
     }
     if host.config.action == Action::Remove {
-        docker.remove(id).await?;
+        if let Some(info) = &info {
+            host.note_networks(info);
+        }
+        docker.remove(id, host.removes_volumes()).await?;
     }
     Ok(Some(match (host.config.action, stopped) {
         (Action::Kill, Stopped::Done) => Ending::Kill,

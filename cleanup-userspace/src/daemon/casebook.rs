@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
-use crate::case::{CaseMessage, CaseResult, Death, Host, Reaper, Record, close_account, key_of};
+use crate::case::{
+    CaseMessage, CaseResult, Death, Host, Proof, Reaper, Record, close_account, key_of,
+};
 use crate::docker::{ContainerInfo, named_runs};
 use crate::inbox::Request;
 use crate::journal::{CaseId, Closing, Unfinished};
@@ -58,6 +60,12 @@ impl Casebook {
     /// Whether the run's case is open or was closed.
     pub fn knows(&self, container: ContainerId) -> bool {
         self.open.contains_key(&container) || self.tombstones.contains_key(&container)
+    }
+
+    /// The run of a closed case, and how its death is known.
+    pub fn closed(&self, container: ContainerId) -> Option<(&Run, Proof)> {
+        let (run, death) = self.tombstones.get(&container)?;
+        (!self.is_open(container)).then(|| (run, death.origin.proof()))
     }
 
     /// Whether the run's case is at work now.

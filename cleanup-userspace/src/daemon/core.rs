@@ -23,6 +23,7 @@ use crate::probe::{Losses, Probe};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
 use crate::registry::{AgentIndex, Ended, Run};
+use crate::remains::{Question, Remains, Standing};
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -73,6 +74,9 @@ pub struct Core {
     messages: UnboundedReceiver<Message>,
     pub(super) casebook: Casebook,
     surveyor: Surveyor,
+    /// `None`: what dead runs leave in Docker stays.
+    remains: Option<Remains>,
+    questions: UnboundedReceiver<Question>,
     losses: Losses,
     docker_up: Option<bool>,
     pub(super) counters: Counters,
@@ -83,7 +87,13 @@ impl Core {
         let (sender, messages) = mpsc::unbounded_channel();
         let mut casebook = Casebook::new(Arc::clone(&host), sender.clone());
         casebook.expect(unfinished);
+        let (questions_sender, questions) = mpsc::unbounded_channel();
         Self {
+            remains: host
+                .config
+                .removes_remains()
+                .then(|| Remains::new(Arc::clone(&host), questions_sender)),
+            questions,
             casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
             host,
@@ -139,6 +149,7 @@ impl Core {
                 },
                 Some(message) = self.messages.recv() => self.guarded(|core| core.on_message(message)),
                 Some(request) = requests.recv() => self.guarded(|core| core.on_request(request)),
+                Some(question) = self.questions.recv() => self.guarded(|core| core.on_question(question)),
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
                 () = &mut stop => break,
                 _ = tick.tick() => {
@@ -231,6 +242,24 @@ impl Core {
         }
     }
 
+    /// What is known of runs that left something in Docker.
+    fn on_question(&self, question: Question) {
+        let Question { runs, answer } = question;
+        let standing = |container| {
+            let lives = self.host.registry().get(container).is_some();
+            if lives || self.casebook.is_open(container) {
+                return Standing::InUse;
+            }
+            match self.casebook.closed(container) {
+                Some((run, proof)) => Standing::Closed(Box::new(run.clone()), proof),
+                None => Standing::Unheard,
+            }
+        };
+        let known = runs.into_iter().map(|run| (run, standing(run)));
+        // Nobody waits any more: the round was dropped.
+        let _ = answer.send(known.collect());
+    }
+
     // ---- surveys and losses
 
     async fn first_survey(&mut self) {
@@ -269,6 +298,9 @@ impl Core {
             None if self.docker_up == Some(true) => {
                 self.casebook
                     .settle_unfinished(|container| survey.unknown.contains_key(&container));
+                if let Some(remains) = &self.remains {
+                    remains.begin();
+                }
             }
             None => {}
         }

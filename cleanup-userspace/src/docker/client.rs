@@ -12,7 +12,8 @@ use bollard::errors::Error as BollardError;
 use bollard::models::EventMessage;
 use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
-    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, BollardRequest};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
@@ -20,6 +21,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use hyperlocal::UnixConnector;
 
+use super::container::PROJECT_LABEL;
+use super::network::{ComposeNetwork, NETWORK_LABEL};
 use super::{ContainerInfo, ContainerState};
 
 /// Idle connections kept open. bollard's own transport keeps none, which costs
@@ -168,10 +171,12 @@ impl Docker {
         )
     }
 
-    /// Removes a container that has ended; its volumes stay.
-    pub async fn remove(&self, id: &str) -> Result<Stopped, DockerError> {
+    /// Removes a container that has ended; one that runs, Docker refuses. With
+    /// `volumes` its anonymous volumes go too, if no other container uses them:
+    /// named ones stay in any case.
+    pub async fn remove(&self, id: &str, volumes: bool) -> Result<Stopped, DockerError> {
         let options = RemoveContainerOptionsBuilder::new()
-            .v(false)
+            .v(volumes)
             .force(false)
             .build();
         let asked = self.client.remove_container(id, Some(options));
@@ -208,10 +213,25 @@ impl Docker {
 
     /// Ids of the containers that run, or may run again by themselves.
     pub async fn list_running(&self) -> Result<Vec<String>, DockerError> {
-        let states = ["running", "paused", "restarting"]
-            .map(str::to_owned)
-            .to_vec();
-        let filters = HashMap::from([("status".to_owned(), states)]);
+        let states = ["running", "paused", "restarting"];
+        self.list(&[("status", &states)]).await
+    }
+
+    /// Ids of compose's containers that do not run: ended, or never started.
+    pub async fn list_stopped(&self) -> Result<Vec<String>, DockerError> {
+        let states = ["exited", "created", "dead"];
+        self.list(&[("status", &states), ("label", &[PROJECT_LABEL])])
+            .await
+    }
+
+    /// Ids of the containers that are attached to a network, or would be if they
+    /// ran.
+    pub async fn users_of_network(&self, id: &str) -> Result<Vec<String>, DockerError> {
+        self.list(&[("network", &[id])]).await
+    }
+
+    async fn list(&self, filters: &[(&str, &[&str])]) -> Result<Vec<String>, DockerError> {
+        let filters = filters_of(filters);
         let options = ListContainersOptionsBuilder::new()
             .all(true)
             .filters(&filters)
@@ -227,6 +247,33 @@ impl Docker {
             .into_iter()
             .filter_map(|container| container.id)
             .collect())
+    }
+
+    /// The networks that compose made.
+    pub async fn compose_networks(&self) -> Result<Vec<ComposeNetwork>, DockerError> {
+        let filters = filters_of(&[("label", &[NETWORK_LABEL])]);
+        let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+        let asked = self.client.list_networks(Some(options));
+        let listed = self.within(self.timeout, "list networks", asked).await?;
+        Ok(listed
+            .iter()
+            .filter_map(ComposeNetwork::from_list)
+            .collect())
+    }
+
+    /// Removes a network that nothing is attached to; others, Docker refuses.
+    pub async fn remove_network(&self, id: &str) -> Result<Stopped, DockerError> {
+        let asked = self.client.remove_network(id);
+        let what = format!("remove network {id}");
+        match self.within(self.timeout, &what, asked).await {
+            Ok(()) => Ok(Stopped::Done),
+            // In use (403, later releases 409), or gone.
+            Err(DockerError::Refused {
+                status: 403 | 404 | 409,
+                ..
+            }) => Ok(Stopped::NothingToDo),
+            Err(error) => Err(error),
+        }
     }
 
     /// Containers being created, started and ending, from `back` ago on and as
@@ -281,6 +328,14 @@ impl Docker {
             Ok(Err(error)) => Err(describe(what, &self.socket, &error)),
         }
     }
+}
+
+fn filters_of(filters: &[(&str, &[&str])]) -> HashMap<String, Vec<String>> {
+    let owned = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
+    filters
+        .iter()
+        .map(|&(key, values)| (key.to_owned(), owned(values)))
+        .collect()
 }
 
 fn describe(what: &str, socket: &str, error: &BollardError) -> DockerError {

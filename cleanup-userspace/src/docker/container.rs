@@ -20,9 +20,16 @@ pub struct ContainerInfo {
     pub created: f64,
     /// Made by a Mesos agent's own Docker containerizer.
     pub agents_own: bool,
+    /// Ids of the networks that it was attached to when it was looked at; those
+    /// of one that has ended stay until it is removed.
+    pub networks: Vec<String>,
 }
 
-/// A container with this label, set to `true`, is never stopped.
+/// Compose's name for a set of containers, networks and volumes. The pods of one
+/// app may share it.
+pub const PROJECT_LABEL: &str = "com.docker.compose.project";
+
+/// A container with this label, set to `true`, is never stopped or removed.
 pub const KEEP_LABEL: &str = "compose-cleanup.keep";
 
 /// The changing part.
@@ -43,7 +50,14 @@ impl ContainerInfo {
             .is_some_and(|value| value == "true")
     }
 
+    /// The compose project that it belongs to.
+    pub fn project(&self) -> Option<&str> {
+        self.labels.get(PROJECT_LABEL).map(String::as_str)
+    }
+
     pub fn from_inspect(answer: &ContainerInspectResponse) -> Self {
+        let networks = answer.network_settings.as_ref();
+        let networks = networks.and_then(|settings| settings.networks.as_ref());
         let name = answer
             .name
             .as_deref()
@@ -72,6 +86,12 @@ impl ContainerInfo {
                 .created
                 .as_ref()
                 .map_or(0.0, |text| unix_seconds(&text.to_string())),
+            networks: networks
+                .into_iter()
+                .flat_map(|networks| networks.values())
+                .filter_map(|endpoint| endpoint.network_id.clone())
+                .filter(|id| !id.is_empty())
+                .collect(),
             name,
         }
     }

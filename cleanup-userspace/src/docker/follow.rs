@@ -1,6 +1,7 @@
 //! Follows Docker's events for as long as the daemon runs, through restarts of
 //! Docker: after every reconnect everything that runs is listed again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,23 +66,37 @@ async fn follow_once(
     let mut listed = false;
     // Beside the stream: one container that cannot be looked at delays no other.
     let mut looks = FuturesUnordered::new();
+    // Containers whose last event was their end, while something is being looked
+    // at: an answer from before that end may come after it, and the start of one
+    // that has ended is told again after every reconnect.
+    let mut ended: HashSet<String> = HashSet::new();
     loop {
+        if listed && looks.is_empty() {
+            ended.clear();
+        }
         tokio::select! {
             outcome = &mut list, if !listed => {
                 if let Err(error) = outcome {
                     return error;
                 }
                 listed = true;
+                for id in &ended {
+                    index.ended(id);
+                }
                 *backoff = FIRST_BACKOFF;
                 let _ = changes.send(DockerChange::Connected);
             }
-            Some(outcome) = looks.next() => match outcome {
-                Ok(Some(info)) => {
-                    let _ = changes.send(DockerChange::Active(info));
+            Some(looked) = looks.next() => {
+                let (id, outcome): (String, _) = looked;
+                match outcome {
+                    Ok(Some(_)) if ended.contains(&id) => index.ended(&id),
+                    Ok(Some(info)) => {
+                        let _ = changes.send(DockerChange::Active(info));
+                    }
+                    Ok(None) => {}
+                    Err(error) => return error,
                 }
-                Ok(None) => {}
-                Err(error) => return error,
-            },
+            }
             event = events.next() => {
                 let event = match event {
                     Some(Ok(event)) => event,
@@ -92,9 +107,19 @@ async fn follow_once(
                     continue;
                 };
                 match event.action.as_deref() {
-                    Some("die") => index.ended(&id),
+                    Some("die") => {
+                        index.ended(&id);
+                        ended.insert(id);
+                    }
                     Some("destroy") => index.removed(&id),
-                    Some(action @ ("create" | "start")) => looks.push(look(docker, index, id, action == "start")),
+                    Some(action @ ("create" | "start")) => {
+                        let started = action == "start";
+                        ended.remove(&id);
+                        looks.push(async move {
+                            let outcome = look(docker, index, id.clone(), started).await;
+                            (id, outcome)
+                        });
+                    }
                     _ => {}
                 }
             }

@@ -6,10 +6,12 @@ mod container;
 mod follow;
 mod index;
 mod join;
+mod network;
 mod shared;
 
 pub use client::{Docker, DockerError, DockerFacts, Stopped};
-pub use container::{ContainerInfo, ContainerState, is_agents_own};
+pub use container::{ContainerInfo, ContainerState, PROJECT_LABEL, is_agents_own};
 pub use follow::{DockerChange, Listed, Lists, follow_docker};
 pub use index::Index;
 pub use join::{JoinKey, LabelEvidence, RunScope, exact_key, label_key, named_runs};
+pub use network::ComposeNetwork;

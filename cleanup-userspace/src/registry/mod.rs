@@ -167,6 +167,11 @@ impl Registry {
         self.unknown = executor_ids;
     }
 
+    /// Whether there are runs that the last survey could not judge.
+    pub fn has_unknown(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
     /// Whether a run other than `container` that lives, may live, or ended in the
     /// last minutes, has this executor id, or may have it.
     pub fn other_run_of(&self, container: ContainerId, executor_id: &OsStr) -> bool {
