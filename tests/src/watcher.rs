@@ -69,8 +69,8 @@ fn configure_as(
     log_format: &str,
 ) -> Result<PathBuf> {
     let mut config = format!(
-        "log_format = {log_format:?}\nrun_dir = {:?}\ninbox = {:?}\n{options}\n\
-         [journal]\npath = {:?}\n[docker]\nsocket = {:?}\n",
+        "log_format = {log_format:?}\nrun_dir = {:?}\ninbox = {:?}\n\
+         journal.path = {:?}\ndocker.socket = {:?}\n{options}\n",
         scratch.path().join("run-dir").display(),
         Watcher::inbox(scratch).display(),
         Watcher::journal(scratch).display(),
@@ -151,9 +151,30 @@ impl Watcher {
         Self::start_with(scratch, docker, agents, options, STEPS_FILTER)
     }
 
+    /// [`start_telling_steps`](Self::start_telling_steps), with Docker behind
+    /// another socket than its own.
+    pub fn start_at(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_filtered(scratch, socket, agents, options, STEPS_FILTER)
+    }
+
     fn start_with(
         scratch: &Scratch,
         docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
+    ) -> Result<Self> {
+        Self::start_filtered(scratch, &docker.socket(), agents, options, filter)
+    }
+
+    fn start_filtered(
+        scratch: &Scratch,
+        socket: &Path,
         agents: &[AgentPlace],
         options: &str,
         filter: &str,
@@ -162,7 +183,7 @@ impl Watcher {
             filter,
             ..Manner::default()
         };
-        let watcher = Self::spawn_as(scratch, &docker.socket(), agents, options, &manner)?;
+        let watcher = Self::spawn_as(scratch, socket, agents, options, &manner)?;
         watcher.wait_message("ready")?;
         watcher.wait_message("Docker is there")?;
         Ok(watcher)
