@@ -562,7 +562,7 @@ impl Ground for World {
 
     fn ended(&self, _id: &str) {}
 
-    async fn ask_to_end(&self, id: String) -> Answer {
+    async fn ask_to_end(&self, id: String, _: u64) -> Answer {
         let (pause, hangs) = {
             let mut state = self.lock();
             let container = &state.containers[&id];

@@ -155,11 +155,13 @@ impl CaseState {
             .collect()
     }
 
-    pub fn asked(&mut self, id: &str, now: u64) {
-        if let Some(container) = self.record.containers.get_mut(id) {
-            container.progress = Progress::Asked;
-            container.asked_ns.get_or_insert(now);
-        }
+    /// Returns when it was asked for the first time.
+    pub fn asked(&mut self, id: &str, now: u64) -> u64 {
+        let Some(container) = self.record.containers.get_mut(id) else {
+            return now;
+        };
+        container.progress = Progress::Asked;
+        *container.asked_ns.get_or_insert(now)
     }
 
     pub fn is_asked(&self) -> bool {
