@@ -215,7 +215,10 @@ impl DockerProxy {
 
     /// How many requests had a fault.
     pub fn faults(&self) -> usize {
-        self.seen().iter().filter(|seen| seen.fault.is_some()).count()
+        self.seen()
+            .iter()
+            .filter(|seen| seen.fault.is_some())
+            .count()
     }
 
     /// Waits until `wanted` is true of what came.
