@@ -7,6 +7,7 @@
 //! executor within a second, whatever Docker and the daemon do: here nothing but
 //! the daemon under test ends a container.
 
+mod cgroups;
 mod descriptors;
 mod docker;
 mod dockerd;
