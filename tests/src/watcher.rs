@@ -110,6 +110,7 @@ struct Manner<'a> {
     log_format: &'a str,
     /// Where it is to end itself.
     crash_at: Option<&'a str>,
+    environment: &'a [(&'a str, String)],
 }
 
 impl Default for Manner<'_> {
@@ -118,6 +119,7 @@ impl Default for Manner<'_> {
             filter: FILTER,
             log_format: "json",
             crash_at: None,
+            environment: &[],
         }
     }
 }
@@ -162,6 +164,22 @@ impl Watcher {
         Self::start_filtered(scratch, socket, agents, options, STEPS_FILTER)
     }
 
+    /// [`start_at`](Self::start_at), with more in its environment.
+    pub fn start_in(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
+        let manner = Manner {
+            filter: STEPS_FILTER,
+            environment,
+            ..Manner::default()
+        };
+        Self::start_as(scratch, socket, agents, options, &manner)
+    }
+
     fn start_with(
         scratch: &Scratch,
         docker: &Dockerd,
@@ -183,7 +201,17 @@ impl Watcher {
             filter,
             ..Manner::default()
         };
-        let watcher = Self::spawn_as(scratch, socket, agents, options, &manner)?;
+        Self::start_as(scratch, socket, agents, options, &manner)
+    }
+
+    fn start_as(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        manner: &Manner<'_>,
+    ) -> Result<Self> {
+        let watcher = Self::spawn_as(scratch, socket, agents, options, manner)?;
         watcher.wait_message("ready")?;
         watcher.wait_message("Docker is there")?;
         Ok(watcher)
@@ -243,11 +271,13 @@ impl Watcher {
             filter,
             log_format,
             crash_at,
+            environment,
         } = manner;
         let path = configure_as(scratch, socket, agents, options, log_format)?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", filter);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         if let Some(point) = crash_at {
             command.env("COMPOSE_CLEANUP_CRASH_AT", point);
         }

@@ -11,7 +11,6 @@ use cleanup_tests::mesos::standin::Step;
 use super::*;
 
 const BUSY: &str = "cgroups of a dead run are not empty, though Docker says that nothing runs there: look at cgroup.procs beneath them";
-const STUCK: &str = "the agent has not finished its destroy of a dead container: its cgroups stay until it does, is restarted, or is gone";
 
 /// A process of somebody, which is ended with this.
 struct Foreign(Child);

@@ -8,6 +8,7 @@
 //! the daemon under test ends a container.
 
 mod cgroups;
+mod clock;
 mod descriptors;
 mod docker;
 mod dockerd;
@@ -36,6 +37,9 @@ const ENFORCE: &str =
 
 const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
 const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
+
+/// Said when an agent is past its deadline.
+const STUCK: &str = "the agent has not finished its destroy of a dead container: its cgroups stay until it does, is restarted, or is gone";
 
 /// Said when anything that a case tries fails.
 const IN_THE_WAY: &str = "in the way of a cleanup; trying on";
