@@ -139,7 +139,10 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
 /// one must agree before anything is done. Blocks.
 pub fn dead_among(host: &Host, runs: &[ContainerId]) -> Vec<Run> {
     let mut claimed = None;
-    let judged = runs.iter().map(|run| judge(host, *run, &mut claimed));
+    let identities = host.nowhere.identify(host, runs);
+    let judged = runs
+        .iter()
+        .map(|run| judge(host, *run, &identities, &mut claimed));
     judged
         .filter_map(|judgement| match judgement {
             Judgement::Dead(run) => Some(*run),

@@ -12,6 +12,7 @@ pub mod cgroups;
 pub mod clean;
 pub mod command;
 pub mod docker;
+pub mod docker_proxy;
 pub mod hook;
 pub mod host;
 pub mod log;

@@ -71,8 +71,8 @@ fn configure_as(
     log_format: &str,
 ) -> Result<PathBuf> {
     let mut config = format!(
-        "log_format = {log_format:?}\nrun_dir = {:?}\ninbox = {:?}\n{options}\n\
-         [journal]\npath = {:?}\n[docker]\nsocket = {:?}\n",
+        "log_format = {log_format:?}\nrun_dir = {:?}\ninbox = {:?}\n\
+         journal.path = {:?}\ndocker.socket = {:?}\n{options}\n",
         scratch.path().join("run-dir").display(),
         Watcher::inbox(scratch).display(),
         Watcher::journal(scratch).display(),
@@ -112,6 +112,7 @@ struct Manner<'a> {
     log_format: &'a str,
     /// Where it is to end itself.
     crash_at: Option<&'a str>,
+    environment: &'a [(&'a str, String)],
 }
 
 impl Default for Manner<'_> {
@@ -120,6 +121,7 @@ impl Default for Manner<'_> {
             filter: FILTER,
             log_format: "json",
             crash_at: None,
+            environment: &[],
         }
     }
 }
@@ -153,9 +155,46 @@ impl Watcher {
         Self::start_with(scratch, docker, agents, options, STEPS_FILTER)
     }
 
+    /// [`start_telling_steps`](Self::start_telling_steps), with Docker behind
+    /// another socket than its own.
+    pub fn start_at(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_filtered(scratch, socket, agents, options, STEPS_FILTER)
+    }
+
+    /// [`start_at`](Self::start_at), with more in its environment.
+    pub fn start_in(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
+        let manner = Manner {
+            filter: STEPS_FILTER,
+            environment,
+            ..Manner::default()
+        };
+        Self::start_as(scratch, socket, agents, options, &manner)
+    }
+
     fn start_with(
         scratch: &Scratch,
         docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        filter: &str,
+    ) -> Result<Self> {
+        Self::start_filtered(scratch, &docker.socket(), agents, options, filter)
+    }
+
+    fn start_filtered(
+        scratch: &Scratch,
+        socket: &Path,
         agents: &[AgentPlace],
         options: &str,
         filter: &str,
@@ -164,7 +203,17 @@ impl Watcher {
             filter,
             ..Manner::default()
         };
-        let watcher = Self::spawn_as(scratch, &docker.socket(), agents, options, &manner)?;
+        Self::start_as(scratch, socket, agents, options, &manner)
+    }
+
+    fn start_as(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        manner: &Manner<'_>,
+    ) -> Result<Self> {
+        let watcher = Self::spawn_as(scratch, socket, agents, options, manner)?;
         watcher.wait_message("ready")?;
         watcher.wait_message("Docker is there")?;
         Ok(watcher)
@@ -224,11 +273,13 @@ impl Watcher {
             filter,
             log_format,
             crash_at,
+            environment,
         } = manner;
         let path = configure_as(scratch, socket, agents, options, log_format)?;
         let mut command = scratch.command(bins::find("compose-cleanup")?);
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", filter);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         if let Some(point) = crash_at {
             command.env("COMPOSE_CLEANUP_CRASH_AT", point);
         }

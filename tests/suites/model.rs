@@ -562,7 +562,7 @@ impl Ground for World {
 
     fn ended(&self, _id: &str) {}
 
-    async fn ask_to_end(&self, id: String) -> Answer {
+    async fn ask_to_end(&self, id: String, _: u64) -> Answer {
         let (pause, hangs) = {
             let mut state = self.lock();
             let container = &state.containers[&id];
@@ -611,7 +611,7 @@ impl Ground for World {
             own_processes: (0..sim.own_processes).map(|n| n as u32 + 2).collect(),
             pod_processes: 0,
             agent: state.agent,
-            owned: sim.owned,
+            owned: Some(sim.owned),
             identity: None,
         })
     }
@@ -646,7 +646,7 @@ impl Ground for World {
         let run = state.runs.get_mut(&run.container).expect("a run");
         assert!(run.dead, "false action: ends a live run's processes");
         assert!(
-            look.agent == AgentState::Absent || !look.owned,
+            look.agent == AgentState::Absent || look.owned == Some(false),
             "false action: ends what a living agent ends"
         );
         Ok(std::mem::take(&mut run.own_processes))

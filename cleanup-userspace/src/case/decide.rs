@@ -40,7 +40,8 @@ pub enum Ownership {
     Owned,
     /// It was, and is no more: the agent finished its destroy.
     Done,
-    /// It was never seen there, so its absence says nothing.
+    /// It was never seen there, so its absence says nothing; or the runtime
+    /// directory itself is not there.
     Unknown,
 }
 

@@ -32,8 +32,9 @@ pub struct Look {
     /// may have to be ended without Docker.
     pub pod_processes: usize,
     pub agent: AgentState,
-    /// The container is in the agent's runtime directory.
-    pub owned: bool,
+    /// The container is in the agent's runtime directory; `None`: that cannot be
+    /// told, the directory is not there.
+    pub owned: Option<bool>,
     /// Looked up if it was not known.
     pub identity: Option<Identity>,
 }
@@ -72,7 +73,7 @@ pub async fn look(
                 .collect(),
             own_processes: run.own_processes(&cgroups)?,
             agent: agent.state(),
-            owned: agent.runtime.owns(run.container)?,
+            owned: agent.runtime.owns(run.container).ok(),
             identity: run.identity.or_else(|| {
                 if search {
                     find_identity(&agent.dirs, run.container)
@@ -107,7 +108,7 @@ pub fn begin_removal(
             }
             let free = state == AgentState::Absent
                 || host.config.teardown == Teardown::Immediate
-                || !agent.runtime.owns(run.container)?;
+                || !agent.runtime.owns(run.container).unwrap_or(true);
             let mut removed = 0;
             for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {
                 let own = owner_of(&cgroup, &run, &death);

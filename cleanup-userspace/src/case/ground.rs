@@ -56,7 +56,9 @@ pub trait Ground: Clone + Send + Sync + 'static {
     fn runs(&self, id: &str) -> bool;
     /// A container of the pod was seen to have ended.
     fn ended(&self, id: &str);
-    fn ask_to_end(&self, id: String) -> impl Future<Output = Answer> + Send;
+    /// Asks for a container's end, for the first time at `asked_ns`: the answer to
+    /// an earlier request may be lost, and what it did is none the less ours.
+    fn ask_to_end(&self, id: String, asked_ns: u64) -> impl Future<Output = Answer> + Send;
 
     /// With `search`, an executor that is not known yet is looked for, at some cost.
     fn look(
@@ -144,8 +146,8 @@ impl Ground for Arc<Host> {
         self.index.ended(id);
     }
 
-    async fn ask_to_end(&self, id: String) -> Answer {
-        pod::ask_to_end(self, id).await
+    async fn ask_to_end(&self, id: String, asked_ns: u64) -> Answer {
+        pod::ask_to_end(self, id, asked_ns).await
     }
 
     async fn look(&self, run: &Run, death: &Death, search: bool) -> anyhow::Result<Look> {

@@ -159,9 +159,11 @@ fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence
     })
 }
 
-/// Ends one container as the configuration says, and finds out how it ended.
-pub async fn ask_to_end(host: &Host, id: String) -> Answer {
-    let asked = unix_seconds();
+/// Ends one container as the configuration says, and finds out how it ended. Who
+/// asks again, since an answer was lost, says when it asked first.
+pub async fn ask_to_end(host: &Host, id: String, asked_ns: u64) -> Answer {
+    let since = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
+    let asked = unix_seconds() - since.as_secs_f64();
     let grace = host.config.grace;
     let outcome = end(host, &id, asked, grace).await;
     Answer {

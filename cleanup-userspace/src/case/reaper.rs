@@ -260,10 +260,10 @@ impl<G: Ground> Reaper<G> {
     /// Sends a request for everything that is to be stopped, all at once.
     fn stop(&mut self) {
         for id in self.state.due(self.ground.now_ns()) {
-            self.state.asked(&id, self.ground.now_ns());
+            let asked_ns = self.state.asked(&id, self.ground.now_ns());
             let (ground, sender) = (self.ground.clone(), self.sender.clone());
             tokio::spawn(async move {
-                let answer = ground.ask_to_end(id).await;
+                let answer = ground.ask_to_end(id, asked_ns).await;
                 // A closed inbox: the case was handed over.
                 let _ = sender.send(CaseMessage::Answered(answer));
             });

@@ -118,9 +118,9 @@ impl CaseState {
             own_processes: look.own_processes.len(),
             agent: look.agent,
             ownership: match (look.owned, self.seen_owned) {
-                (true, _) => Ownership::Owned,
-                (false, true) => Ownership::Done,
-                (false, false) => Ownership::Unknown,
+                (Some(true), _) => Ownership::Owned,
+                (Some(false), true) => Ownership::Done,
+                (Some(false), false) | (None, _) => Ownership::Unknown,
             },
             directories: look.directories.clone(),
             busy: self.busy_until.is_some_and(|until| until > now),
@@ -136,7 +136,7 @@ impl CaseState {
     /// Takes over what a look found beside the facts. `verified`: the runtime
     /// directory is the running agent's, so that absence from it means something.
     pub fn looked(&mut self, look: &Look, verified: bool) {
-        self.seen_owned |= look.owned || verified;
+        self.seen_owned |= look.owned == Some(true) || verified;
         let known = self.record.run.identity.take();
         self.record.run.identity = known.or_else(|| look.identity.clone());
     }
@@ -155,11 +155,13 @@ impl CaseState {
             .collect()
     }
 
-    pub fn asked(&mut self, id: &str, now: u64) {
-        if let Some(container) = self.record.containers.get_mut(id) {
-            container.progress = Progress::Asked;
-            container.asked_ns.get_or_insert(now);
-        }
+    /// Returns when it was asked for the first time.
+    pub fn asked(&mut self, id: &str, now: u64) -> u64 {
+        let Some(container) = self.record.containers.get_mut(id) else {
+            return now;
+        };
+        container.progress = Progress::Asked;
+        *container.asked_ns.get_or_insert(now)
     }
 
     pub fn is_asked(&self) -> bool {

@@ -5,6 +5,7 @@
 //! through their cgroup they come back when their restart policy says so. Only
 //! if Docker stays away and the operator allows it, [`kill_docker`] ends them.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
@@ -32,13 +33,15 @@ pub enum KillError {
 
 /// Ends the run's own processes. `may_freeze` only when no agent lives: an agent
 /// uses the same freezer. Returns how many processes were signalled. Blocks for
-/// up to a second: not for the event path.
+/// up to three seconds: not for the event path.
 pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
+    // For all rounds together: a task in uninterruptible sleep does not freeze.
+    let patience = Cell::new(FREEZE_DEADLINE);
     rounds(run, &|| run.own_procs(), &|round, pids| {
         // Frozen before it is listed again: who forks faster than it is killed
         // cannot do so then. SIGKILL reaches a frozen process once it is thawed.
         let freeze = round >= ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified;
-        let frozen = freeze.then(|| Frozen::freeze(run));
+        let frozen = freeze.then(|| Frozen::freeze(run, &patience));
         let pids = if freeze { run.own_procs()? } else { pids };
         let signalled = if run.hierarchy().unified && kill_file(run)? {
             pids
@@ -134,16 +137,18 @@ fn sits_in(pid: u32, hierarchy: &Hierarchy, run: &Path) -> bool {
 struct Frozen<'a>(&'a RunCgroup);
 
 impl<'a> Frozen<'a> {
-    fn freeze(run: &'a RunCgroup) -> Self {
+    /// Waits for that at most as long as there is `patience`, and takes from it.
+    fn freeze(run: &'a RunCgroup, patience: &Cell<Duration>) -> Self {
         let guard = Self(run);
         let state = Path::new("freezer.state");
         let start = Instant::now();
-        while run.write(state, "FROZEN").is_ok() && start.elapsed() < FREEZE_DEADLINE {
+        while run.write(state, "FROZEN").is_ok() && start.elapsed() < patience.get() {
             match run.read(state) {
                 Ok(text) if text.trim() == "FREEZING" => std::thread::sleep(PAUSE),
                 _ => break,
             }
         }
+        patience.set(patience.get().saturating_sub(start.elapsed()));
         guard
     }
 }

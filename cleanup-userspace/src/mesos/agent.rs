@@ -140,8 +140,13 @@ impl AgentWatch {
             .and_then(|meta| meta.modified())
             .ok()
             .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        // A start time is exact to one tick of 10 ms.
-        if written.is_some_and(|time| time.as_secs_f64() + 0.02 >= newest.started_at()) {
+        // A start time is exact to one tick of 10 ms. A file from the future was
+        // written before the clock was set back: nobody knows how long before.
+        let is_of_this_life = |time: Duration| {
+            let time = time.as_secs_f64();
+            time + 0.02 >= newest.started_at() && time <= process::unix_seconds() + 1.0
+        };
+        if written.is_some_and(is_of_this_life) {
             self.recovered.insert(*newest);
             return AgentState::Alive;
         }
@@ -345,6 +350,20 @@ mod tests {
             looks(&mut watch, later, 12).last(),
             Some(&AgentState::Absent)
         );
+    }
+
+    #[test]
+    fn a_file_from_the_future_ends_no_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        checkpoint_port(dir.path(), listener.local_addr().unwrap().port());
+        let file = fs::File::create(dir.path().join("meta/boot_id")).unwrap();
+        let mut watch = watch(dir.path());
+        let now = std::time::SystemTime::now();
+        file.set_modified(now + Duration::from_secs(3600)).unwrap();
+        assert_eq!(watch.state(Instant::now()), AgentState::Recovering);
+        file.set_modified(now).unwrap();
+        assert_eq!(watch.state(Instant::now()), AgentState::Alive);
     }
 
     #[test]

@@ -45,10 +45,20 @@ impl RuntimeDir {
         self.0.join(container.as_str())
     }
 
-    /// Whether the agent still owns the container. An unreadable directory is
-    /// an error, never an absence.
+    /// Whether the agent still owns the container. A directory that is unreadable,
+    /// or not there at all, is an error, never an absence: no agent removes more
+    /// than one container's.
     pub fn owns(&self, container: ContainerId) -> io::Result<bool> {
-        self.container(container).try_exists()
+        if self.container(container).try_exists()? {
+            return Ok(true);
+        }
+        if self.0.try_exists()? {
+            return Ok(false);
+        }
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{} does not exist", self.0.display()),
+        ))
     }
 
     /// The launcher helper's PID; `None` if the agent has not written it (yet).
@@ -98,11 +108,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let runtime = RuntimeDir::new(dir.path());
         assert_eq!(runtime.list().unwrap(), vec![]);
+        let nobody = "00000000-df05-458b-bd72-f5c280790aa0".parse().unwrap();
+        assert!(runtime.owns(nobody).is_err(), "nothing can be told");
         let id: ContainerId = "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap();
         fs::create_dir_all(runtime.container(id)).unwrap();
         fs::create_dir_all(dir.path().join("containers/not-an-id")).unwrap();
         assert_eq!(runtime.list().unwrap(), vec![id]);
         assert!(runtime.owns(id).unwrap());
+        assert!(!runtime.owns(nobody).unwrap());
         assert_eq!(runtime.helper_pid(id), None);
         for (text, pid) in [
             ("1234", Some(1234)),
