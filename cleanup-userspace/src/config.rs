@@ -141,6 +141,9 @@ pub struct Config {
     /// How many running containers may be stopped in a minute for deaths that the
     /// kernel did not report; more wait for an operator. 0: any number.
     pub max_inferred_stops: usize,
+    /// How often everything that exists is compared with what is known.
+    #[serde(with = "humantime_serde")]
+    pub reconcile_interval: Duration,
     /// How long running cases may go on after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
@@ -237,6 +240,7 @@ impl Default for Config {
             docker_fallback: DockerFallback::default(),
             docker_deadline: Duration::from_secs(60),
             max_inferred_stops: 50,
+            reconcile_interval: Duration::from_secs(60),
             shutdown_deadline: Duration::from_secs(15),
             log_format: LogFormat::default(),
             run_dir: PathBuf::from("/run/compose-cleanup"),
@@ -351,6 +355,9 @@ impl Config {
         }
         if self.grace > Duration::from_secs(3600) {
             return refuse("grace", "must be at most 1h");
+        }
+        if self.reconcile_interval < Duration::from_secs(5) {
+            return refuse("reconcile_interval", "must be at least 5s");
         }
         if self.docker.timeout.is_zero() {
             return refuse("docker.timeout", "must not be zero");

@@ -91,6 +91,7 @@ fn wrong_values_are_refused_with_their_key() {
         ("inbox = \"inbox\"", "`inbox`"),
         ("grace = \"soon\"", "grace"),
         ("grace = \"2h\"", "`grace`"),
+        ("reconcile_interval = \"1s\"", "`reconcile_interval`"),
         ("remove_after = \"later\"", "remove_after"),
         ("remove_after = 60", "remove_after"),
         ("networks = \"remove\"", "networks"),

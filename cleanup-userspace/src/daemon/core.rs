@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
+use super::agents::follow_agent;
 use super::casebook::Casebook;
 use super::deaths::noticed;
 use super::surveyor::{SECOND_LOOK, Surveyor};
@@ -27,8 +28,6 @@ use crate::remains::{Question, Remains, Standing};
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// How often everything that exists is compared with what is known.
-const SURVEY_EVERY: Duration = Duration::from_secs(60);
 /// How long the end waits for the journal to be written.
 pub(super) const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -49,6 +48,8 @@ pub enum Message {
     /// Nothing of an orphaned run is left.
     Alone(ContainerId),
     Runtime(AgentIndex, RuntimeChange),
+    /// An agent that was gone, or recovered, is at work.
+    AgentBack(AgentIndex),
     Surveyed(Survey),
     Closed(Box<Record>),
     /// A case's task died: a defect, which must not cost the pod.
@@ -120,6 +121,11 @@ impl Core {
         self.first_survey().await;
         for agent in 0..self.host.agents.len() {
             self.follow_runtime_dir(agent);
+            tokio::spawn(follow_agent(
+                Arc::clone(&self.host),
+                agent,
+                self.sender.clone(),
+            ));
         }
         let live = self.host.registry().iter().count();
         tracing::info!(
@@ -131,7 +137,7 @@ impl Core {
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut surveys = interval(SURVEY_EVERY);
+        let mut surveys = interval(self.host.config.reconcile_interval);
         surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
@@ -201,6 +207,14 @@ impl Core {
                 self.on_appeared(agent, container);
             }
             Message::Runtime(_, RuntimeChange::Vanished(container)) => self.on_vanished(container),
+            Message::AgentBack(agent) => {
+                tracing::info!(
+                    work_dir = %self.host.dirs(agent).work_dir.display(),
+                    "the agent is back; looking at everything"
+                );
+                self.casebook.tell_all(|| CaseMessage::Nudge);
+                self.begin_survey(Duration::ZERO);
+            }
             Message::Surveyed(survey) => self.on_survey(survey),
             Message::Closed(record) => self.casebook.close(*record),
             Message::Panicked(container) => self.casebook.panicked(container),

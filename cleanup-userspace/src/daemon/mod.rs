@@ -1,6 +1,7 @@
 //! `compose-cleanup watch`, and `clean`, which does its work once: everything put
 //! together.
 
+mod agents;
 mod casebook;
 mod clean;
 mod core;

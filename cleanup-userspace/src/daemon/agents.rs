@@ -1,0 +1,54 @@
+//! Notices that an agent has come back: what it left undone may be done now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::core::Message;
+use crate::case::Host;
+use crate::mesos::AgentState;
+use crate::registry::AgentIndex;
+
+/// How often an agent is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Looks at one agent for as long as the daemon runs.
+pub async fn follow_agent(host: Arc<Host>, agent: AgentIndex, sender: UnboundedSender<Message>) {
+    let mut last = None;
+    while !sender.is_closed() {
+        let looked = Arc::clone(&host);
+        // Reads `/proc`.
+        let state = tokio::task::spawn_blocking(move || looked.agents[agent].state()).await;
+        let Ok(state) = state else { return };
+        if is_back(last.replace(state), state) && sender.send(Message::AgentBack(agent)).is_err() {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// At the start nothing is known of before, and everything is looked at anyway.
+fn is_back(before: Option<AgentState>, now: AgentState) -> bool {
+    now == AgentState::Alive && before.is_some_and(|before| before != AgentState::Alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_was_away_comes_back() {
+        use AgentState::{Absent, Alive, Recovering};
+        for (before, now, back) in [
+            (None, Alive, false),
+            (Some(Alive), Alive, false),
+            (Some(Absent), Alive, true),
+            (Some(Recovering), Alive, true),
+            (Some(Absent), Recovering, false),
+            (Some(Alive), Absent, false),
+        ] {
+            assert_eq!(is_back(before, now), back, "{before:?} {now:?}");
+        }
+    }
+}
