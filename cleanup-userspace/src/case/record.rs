@@ -236,8 +236,8 @@ impl Record {
             identity.map_or_else(|| "?".to_owned(), |i| printable(id(i)))
         };
         tracing::info!(
-            case = %self.case,
             container = %self.run.container,
+            case = %self.case,
             executor = %name(|identity| &identity.executor_id),
             framework = %name(|identity| &identity.framework_id),
             origin = self.death.origin.as_str(),
