@@ -196,7 +196,7 @@ impl Bed {
     // ---- the disk of the journal
 
     pub(super) fn fill_disk(&self) -> Result<()> {
-        const CHUNK: [u8; 1 << 16] = [0; 1 << 16];
+        static CHUNK: [u8; 1 << 16] = [0; 1 << 16];
         let path = journal_dir(&self.host.scratch)?.join(FILLER);
         let mut filler = File::create(&path).context("filling the journal's disk")?;
         // Until nothing more fits, to the last byte.

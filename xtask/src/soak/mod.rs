@@ -103,7 +103,8 @@ fn soak(args: &Args) -> Result<ExitCode> {
     let possible: Vec<Fault> = Fault::ALL
         .iter()
         .copied()
-        .filter(|fault| !without.contains(fault) && !(*one_life && fault.ends_daemon()))
+        .filter(|fault| !without.contains(fault))
+        .filter(|fault| !(*one_life && fault.ends_daemon()))
         .collect();
     let mut campaign = Campaign::start(version, *seed, possible, &logs)?;
     campaign.run(Duration::from_secs(60 * minutes))?;
