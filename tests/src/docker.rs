@@ -1,5 +1,7 @@
 //! A Docker daemon of one's own. The host's, if there is one, is never used.
 
+pub mod api;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;

@@ -19,6 +19,7 @@ pub mod log;
 pub mod mesos;
 pub mod mounts;
 pub mod process;
+pub mod random;
 pub mod scratch;
 pub mod service;
 pub mod wait;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use cleanup_tests::random::Random;
 use cleanup_userspace::case::{
     Answer, CaseMessage, CaseResult, Death, Directory, Ending, Found, Ground, Ledger, Look, Origin,
     Policy, Reaper,
@@ -90,32 +91,6 @@ impl Tally {
     }
 }
 
-/// SplitMix64: small, seeded, good enough to choose faults.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn millis(&mut self, limit: u64) -> Duration {
-        Duration::from_millis(self.below(limit))
-    }
-}
-
 /// A simulated host; clones are the same one.
 #[derive(Debug, Clone)]
 struct World(Arc<Mutex<State>>, Instant);
@@ -160,7 +135,7 @@ impl World {
     fn new(seed: u64) -> Self {
         Self(
             Arc::new(Mutex::new(State {
-                random: Random(seed),
+                random: Random::new(seed),
                 agent: AgentState::Alive,
                 docker_up: true,
                 runs: HashMap::new(),

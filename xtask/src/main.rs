@@ -11,6 +11,7 @@ mod lint;
 mod mesos_runtime;
 mod neighbour;
 mod setup;
+mod soak;
 mod stage;
 mod stats;
 mod table;
@@ -60,6 +61,7 @@ tasks! {
     Demo => demo,
     Bench => bench,
     Neighbour => neighbour,
+    Soak => soak,
     Test => test,
     Lint => lint,
     Ci => ci,

@@ -20,28 +20,63 @@ const BUILD_LIMIT: Duration = Duration::from_mins(45);
 /// As shells have it for SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
+/// How the programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// With optimisations: whoever measures wants that.
+    Release,
+    /// As the tests have it: in CI it is there already.
+    Debug,
+}
+
+impl Profile {
+    pub(crate) fn of(is_debug: bool) -> Self {
+        if is_debug { Self::Debug } else { Self::Release }
+    }
+
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Release => &["--release"],
+            Self::Debug => &[],
+        }
+    }
+
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Debug => "debug",
+        }
+    }
+}
+
 /// Sets the machine up, then builds the daemon and the helper programs of the
 /// test support with optimisations.
 pub(crate) fn prepare(needs: &[Need]) -> Result<()> {
-    build(needs, &["--package", "cleanup-userspace"])
+    prepare_as(needs, Profile::Release)
+}
+
+/// [`prepare`] with a profile.
+pub(crate) fn prepare_as(needs: &[Need], profile: Profile) -> Result<()> {
+    build(needs, profile, &["--package", "cleanup-userspace"])
 }
 
 /// [`prepare`] without the daemon, which takes a BPF toolchain.
 pub(crate) fn prepare_helpers(needs: &[Need]) -> Result<()> {
-    build(needs, &[])
+    build(needs, Profile::Release, &[])
 }
 
-fn build(needs: &[Need], packages: &[&str]) -> Result<()> {
+fn build(needs: &[Need], profile: Profile, packages: &[&str]) -> Result<()> {
     ensure!(
         geteuid().is_root(),
         "this may load a BPF program, make cgroups and mounts, and start daemons: run it as root"
     );
     setup::ensure(needs, Consent::Given)?;
-    workspace::cargo(["build", "--release"], BUILD_LIMIT)
+    workspace::cargo(["build"], BUILD_LIMIT)
+        .args(profile.options())
         .args(packages)
         .args(["--package", "cleanup-tests", "--bins"])
         .show()?;
-    bins::look_in(&workspace::target_dir().join("release"));
+    bins::look_in(&workspace::target_dir().join(profile.directory()));
     Ok(())
 }
 

@@ -80,6 +80,16 @@ impl Complaints {
         }
     }
 
+    pub fn of_the_disowned(&mut self, facts: &Facts, now: u64) {
+        if self.is_news("disowned", now) {
+            tracing::warn!(
+                container = %self.container,
+                processes = facts.pod_processes,
+                "Docker does not know of processes in its cgroups beneath a dead run: they are ended through these"
+            );
+        }
+    }
+
     pub fn of_the_hold(&mut self, facts: &Facts, now: u64) {
         if self.is_news("held", now) {
             tracing::warn!(

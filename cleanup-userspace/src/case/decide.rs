@@ -7,6 +7,11 @@ use super::death::Proof;
 use crate::config::{Config, DockerFallback, Teardown};
 use crate::mesos::AgentState;
 
+/// How long Docker may say that nothing of a dead run's pod runs, while processes sit
+/// in its cgroups there, before they are taken for nobody's. Longer than a container
+/// is in its cgroup before its start, or after its end, is announced.
+pub const DISOWNED_AFTER: Duration = Duration::from_secs(10);
+
 /// What the configuration allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -115,7 +120,8 @@ pub enum Step {
     Stop,
     /// Ask Docker what runs, and join it to the run.
     Sweep,
-    /// End the pod's processes through their cgroups, since Docker does not.
+    /// End the pod's processes through their cgroups, since Docker does not: it stays
+    /// away, or does not know of them any more.
     KillPod,
     /// End the run's own processes.
     EndStragglers,
@@ -288,6 +294,11 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
         return Step::Close(Outcome::Clean);
     }
     if removable {
+        // Docker answers, and owes nothing: no policy of its brings these back.
+        let answers = facts.docker_silent_for.is_none();
+        if facts.pod_processes > 0 && answers && !facts.held && quiet_for >= DISOWNED_AFTER {
+            return Step::KillPod;
+        }
         Step::Wait(Waiting::Busy)
     } else {
         stuck_or(facts, policy, Waiting::AgentDestroys)

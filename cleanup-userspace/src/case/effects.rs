@@ -11,7 +11,7 @@ use super::Death;
 use super::decide::Directory;
 use super::host::Host;
 use crate::cgroup::{Removal, RunCgroup, docker_child, kill_docker, kill_own};
-use crate::config::{DockerFallback, Teardown};
+use crate::config::Teardown;
 use crate::mesos::{AgentState, Identity};
 use crate::process::{self, Proc};
 use crate::registry::{Launcher, Run, cgroups_of, find_identity, known_identity};
@@ -28,8 +28,7 @@ pub struct Look {
     /// Names of the hierarchies that have a cgroup of the run.
     pub hierarchies: Vec<String>,
     pub own_processes: Vec<u32>,
-    /// Processes in Docker's cgroups beneath the run's; looked for only if they
-    /// may have to be ended without Docker.
+    /// Processes in Docker's cgroups beneath the run's.
     pub pod_processes: usize,
     pub agent: AgentState,
     /// The container is in the agent's runtime directory; `None`: that cannot be
@@ -59,10 +58,8 @@ pub async fn look(
         }
         let agent = &host.agents[run.agent];
         let mut pod_processes = 0;
-        if host.config.docker_fallback == DockerFallback::CgroupKill {
-            for cgroup in cgroups.iter().filter(|c| *c.hierarchy() == host.launcher) {
-                pod_processes += cgroup.docker_procs(&[])?.len();
-            }
+        for cgroup in cgroups.iter().filter(|c| *c.hierarchy() == host.launcher) {
+            pod_processes += cgroup.docker_procs(&[])?.len();
         }
         Ok(Look {
             pod_processes,
@@ -148,7 +145,7 @@ pub async fn end_stragglers(
 }
 
 /// Ends the processes of the pod through their cgroups: for a Docker that does
-/// not answer. Those of the containers in `keep` are left.
+/// not answer, or does not know of them. Those of the containers in `keep` are left.
 pub async fn kill_pod(host: &Arc<Host>, run: &Run, keep: Vec<String>) -> anyhow::Result<usize> {
     let (host, run) = (Arc::clone(host), run.clone());
     off_path("end the pod through its cgroups", move || {

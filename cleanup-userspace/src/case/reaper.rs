@@ -136,7 +136,7 @@ impl<G: Ground> Reaper<G> {
                     Ok("asked")
                 }
                 Step::Sweep => self.sweep().await,
-                Step::KillPod => self.kill_pod().await,
+                Step::KillPod => self.kill_pod(&facts).await,
                 Step::EndStragglers => self.end_stragglers(&look).await,
                 Step::Remove { agents } => self.remove(agents).await,
                 Step::Wait(waiting) => {
@@ -325,8 +325,13 @@ impl<G: Ground> Reaper<G> {
         self.count_killed(ended).await
     }
 
-    async fn kill_pod(&mut self) -> anyhow::Result<&'static str> {
-        self.complaints.of_docker(self.ground.now_ns());
+    async fn kill_pod(&mut self, facts: &Facts) -> anyhow::Result<&'static str> {
+        let now = self.ground.now_ns();
+        if facts.docker_silent_for.is_some() {
+            self.complaints.of_docker(now);
+        } else {
+            self.complaints.of_the_disowned(facts, now);
+        }
         let run = &self.state.record.run;
         let ended = self.ground.kill_pod(run, self.state.kept()).await;
         if ended.is_ok() {

@@ -3,6 +3,7 @@
 //! are real; the agent is a stand-in (`cleanup_tests::mesos::standin`).
 
 mod bed;
+mod disowned;
 mod races;
 
 use std::fs;

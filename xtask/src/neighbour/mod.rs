@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::setup::Need;
-use crate::stage;
+use crate::stage::{self, Profile};
 use arm::Arm;
 use report::Report;
 
@@ -38,23 +38,27 @@ lines say how), 130 interrupted.")]
 pub(crate) struct Args {
     /// Mesos release of both agents
     #[arg(long, value_name = "V", default_value = "1.11.0")]
-    version: String,
+    pub(crate) version: String,
 
     /// Executor deaths in each arm
     #[arg(long, value_name = "N", default_value_t = 10)]
-    deaths: usize,
+    pub(crate) deaths: usize,
 
     /// Docker's restart policy for the pods' containers
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = ["no", "always"])]
-    restart: String,
+    pub(crate) restart: String,
+
+    /// Use a build without optimisation, which is there sooner
+    #[arg(long)]
+    pub(crate) debug: bool,
 
     /// Write the table as Markdown to this file, too (appended)
     #[arg(long, value_name = "FILE")]
-    markdown: Option<std::path::PathBuf>,
+    pub(crate) markdown: Option<std::path::PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    stage::prepare(Need::ALL)?;
+    stage::prepare_as(Need::ALL, Profile::of(args.debug))?;
     stage::interruptible(|| compare(args))
 }
 
@@ -63,6 +67,7 @@ fn compare(args: &Args) -> Result<ExitCode> {
         version,
         deaths,
         restart,
+        debug: _,
         markdown,
     } = args;
     stage::fetch_mesos(version, "The comparison needs real agents")?;

@@ -337,6 +337,54 @@ fn a_docker_that_stays_away() {
     );
 }
 
+/// Processes in Docker's cgroups that Docker says nothing of.
+#[test]
+fn a_docker_that_has_forgotten_what_it_started() {
+    let disowned = Facts {
+        pod_processes: 1,
+        directories: vec![Directory::Dockers],
+        busy: true,
+        quiet_for: Some(DISOWNED_AFTER),
+        swept: Swept::Settled,
+        ..quiet()
+    };
+    let policy = policy(Teardown::Cooperative);
+    assert_eq!(decide(&disowned, &policy), Step::KillPod);
+    let silent = Some(Duration::from_secs(1));
+    for not_yet in [
+        Facts {
+            quiet_for: Some(DISOWNED_AFTER - Duration::from_millis(1)),
+            ..disowned.clone()
+        },
+        Facts {
+            held: true,
+            ..disowned.clone()
+        },
+        Facts {
+            docker_silent_for: silent,
+            ..disowned.clone()
+        },
+        Facts {
+            pod_processes: 0,
+            ..disowned.clone()
+        },
+    ] {
+        assert_eq!(
+            decide(&not_yet, &policy),
+            Step::Wait(Waiting::Busy),
+            "{not_yet:?}"
+        );
+    }
+    let recovering = Facts {
+        agent: AgentState::Recovering,
+        ..disowned
+    };
+    assert_eq!(
+        decide(&recovering, &policy),
+        Step::Wait(Waiting::AgentDestroys)
+    );
+}
+
 /// Calls `check` with every combination of facts that [`decide`] can tell apart.
 fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
     const AGENTS: [AgentState; 3] = [
@@ -363,7 +411,7 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
     ];
     let mut states = 0u64;
     // The digits of a number in mixed radix: one for each fact.
-    let radix = [2, 3, 2, 2, 2, 2, 2, 4, 2, 3, 4, 2, 3, 3, 4, 2, 2];
+    let radix = [2, 3, 2, 2, 2, 2, 2, 4, 2, 4, 4, 2, 3, 3, 4, 2, 2];
     let mut digits = [0usize; 17];
     loop {
         let [
@@ -394,7 +442,12 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
         facts.retry_in = [None, Some(secs(1))][retry];
         facts.docker_silent_for = [None, Some(secs(1)), Some(secs(40)), Some(secs(60))][silent];
         facts.pod_processes = pod;
-        facts.quiet_for = [None, Some(Duration::ZERO), Some(secs(1))][quiet_for];
+        facts.quiet_for = [
+            None,
+            Some(Duration::ZERO),
+            Some(secs(1)),
+            Some(DISOWNED_AFTER),
+        ][quiet_for];
         facts.swept = [Swept::Never, Swept::Early, Swept::Quiet, Swept::Settled][swept];
         facts.own_processes = own;
         facts.agent = AGENTS[agent];
@@ -452,8 +505,15 @@ fn every_state_and_fact() {
             assert!(!facts.busy && facts.quiet_for.is_some(), "{facts:?}");
         }
         if step == Step::KillPod {
+            let stays_away =
+                policy.fallback_after.is_some() && facts.docker_silent_for >= policy.fallback_after;
+            let disowns = facts.docker_silent_for.is_none()
+                && facts.swept == Swept::Settled
+                && facts.quiet_for >= Some(DISOWNED_AFTER)
+                && facts.kept == 0
+                && !facts.held;
             assert!(
-                policy.fallback_after.is_some() && facts.docker_silent_for >= policy.fallback_after,
+                stays_away || disowns,
                 "kills what Docker may stop: {facts:?}"
             );
         }
