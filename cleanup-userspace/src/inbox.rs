@@ -449,8 +449,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Inbox::open(dir.path()).is_err());
-        let link = tempfile::tempdir().unwrap().path().join("link");
-        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = elsewhere.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         assert!(Inbox::open(&link).is_err());
     }
