@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::random::Random;
 use cleanup_tests::wait;
 
@@ -26,6 +27,8 @@ const WORD_LOST: Duration = Duration::from_secs(20);
 /// Ended containers that are left to Docker: it brings some of them back when it
 /// restarts, as their restart policy has it.
 const KEPT: usize = 24;
+/// Rounds in a row that may be left out.
+const REFUSALS: u32 = 4;
 const PROGRESS: Duration = Duration::from_secs(10);
 /// After the last fault, for everything that still goes on.
 const SETTLE: Duration = Duration::from_secs(180);
@@ -50,6 +53,10 @@ pub(super) struct Campaign {
     living: Vec<Pod>,
     /// Not seen clean yet.
     dead: Vec<Dead>,
+    /// Names of executors of which it is not known whether they came up.
+    strays: Vec<String>,
+    /// Rounds in a row that could not be launched.
+    refusals: u32,
     /// Of clean ones, oldest first.
     kept: Vec<String>,
     launched: usize,
@@ -102,7 +109,7 @@ impl Campaign {
         let plans: Vec<Plan> = (0..LIVING)
             .map(|at| Plan::draw(format!("living-{at}"), &mut random, 100))
             .collect();
-        let living = Pod::launch(&bed.host, &plans)?;
+        let (living, _) = Pod::launch(&bed.host, &plans)?;
         ensure!(living.len() == LIVING, "not every living executor is up");
         let now = Instant::now();
         Ok(Self {
@@ -113,6 +120,8 @@ impl Campaign {
             compose_percent: 8,
             living,
             dead: Vec::new(),
+            strays: Vec::new(),
+            refusals: 0,
             kept: Vec::new(),
             launched: 0,
             deaths: 0,
@@ -143,7 +152,7 @@ impl Campaign {
             })
             .collect();
         self.launched += count;
-        let victims = Pod::launch(&self.bed.host, &plans)?;
+        let victims = self.launch(&plans)?;
         let faults = Fault::draw(&mut self.random, &self.possible);
         // Each begins before so many have died.
         let mut due: Vec<(usize, Fault)> = faults
@@ -169,6 +178,37 @@ impl Campaign {
             fault.end(&mut self.bed)?;
         }
         Ok(())
+    }
+
+    /// What cannot be launched now is given up: an agent that was killed or made to
+    /// hang a moment ago may have nothing to offer for a while.
+    fn launch(&mut self, plans: &[Plan]) -> Result<Vec<Pod>> {
+        match Pod::launch(&self.bed.host, plans) {
+            Ok((up, failed)) => {
+                self.strays.extend(failed);
+                self.refusals = 0;
+                Ok(up)
+            }
+            Err(error) => {
+                self.refusals += 1;
+                if self.refusals >= REFUSALS {
+                    return Err(error.context("nothing can be launched any more"));
+                }
+                eprintln!("a round is left out: {error:#}");
+                self.strays
+                    .extend(plans.iter().map(|plan| plan.name.clone()));
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Executors that came up after all die, too.
+    fn kill_strays(&self) {
+        for name in &self.strays {
+            for stray in ExecutorView::all(&self.bed.host.agent, name) {
+                stray.executor().kill();
+            }
+        }
     }
 
     fn position(&mut self, count: usize) -> Result<usize> {
@@ -200,6 +240,7 @@ impl Campaign {
     /// What has become of the dead, and is the daemon well?
     fn look_around(&mut self) -> Result<()> {
         self.bed.look_at_daemon()?;
+        self.kill_strays();
         let running: HashSet<String> = self.bed.host.docker.running_now()?.into_iter().collect();
         let roots = self.bed.host.scratch.cgroup_dirs().to_vec();
         let clean = self.dead.extract_if(.., |dead| {

@@ -94,7 +94,7 @@ fn soak(args: &Args) -> Result<ExitCode> {
         version,
         one_life,
         without,
-        debug: _,
+        debug,
         report,
     } = args;
     stage::fetch_mesos(version, "A soak needs a real agent")?;
@@ -114,6 +114,8 @@ fn soak(args: &Args) -> Result<ExitCode> {
             version,
             seed: *seed,
             one_life: *one_life,
+            debug: *debug,
+            without,
         };
         outcome.append_row(path, &arguments)?;
     }

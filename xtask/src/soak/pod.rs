@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cleanup_tests::cgroups::CgroupRoot;
 use cleanup_tests::docker::api::NewContainer;
 use cleanup_tests::host::Host;
@@ -180,9 +180,9 @@ impl Manner {
 }
 
 impl Pod {
-    /// Launches all at once. Those that could not be brought up are said and left
-    /// out; whatever was made of them has to be clean at the end, too.
-    pub(super) fn launch(host: &Host, plans: &[Plan]) -> Result<Vec<Self>> {
+    /// Launches all at once. The names of those that could not be brought up come
+    /// second: whatever was made of them is not known.
+    pub(super) fn launch(host: &Host, plans: &[Plan]) -> Result<(Vec<Self>, Vec<String>)> {
         let specs = plans
             .iter()
             .map(|plan| plan.spec(host))
@@ -207,17 +207,17 @@ impl Pod {
                 .map(|starter| starter.join().ok().context("a starter panicked"))
                 .collect::<Result<Vec<_>>>()
         })?;
-        let mut up = Vec::new();
+        let (mut up, mut failed) = (Vec::new(), Vec::new());
         for (plan, pod) in pods.into_iter().flatten() {
             match pod {
                 Ok(pod) => up.push(pod),
-                Err(error) => eprintln!("{} was not brought up: {error:#}", plan.name),
+                Err(error) => {
+                    eprintln!("{} was not brought up: {error:#}", plan.name);
+                    failed.push(plan.name.clone());
+                }
             }
         }
-        if up.is_empty() && !plans.is_empty() {
-            bail!("none of {} executors could be brought up", plans.len());
-        }
-        Ok(up)
+        Ok((up, failed))
     }
 
     fn look(host: &Host, plan: &Plan, task_id: &str) -> Result<Self> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cleanup_tests::command;
 
+use super::fault::Fault;
 use super::gauge::{Life, Trend};
 use crate::stage::Machine;
 
@@ -90,12 +91,11 @@ impl Outcome {
             })
             .collect();
         let row = format!(
-            "| {} | {} | {} | {}{} | {:.0} | {} | {} ({}) | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {:.0} | {} | {} ({}) | {} | {} | {} | {} | {} |\n",
             date.trim(),
             self.machine.kernel,
             arguments.version,
-            arguments.seed,
-            if arguments.one_life { ", one life" } else { "" },
+            arguments.options(),
             self.period.as_secs_f64() / 60.0,
             self.deaths,
             self.faults(),
@@ -122,6 +122,24 @@ pub(super) struct Arguments<'a> {
     pub(super) version: &'a str,
     pub(super) seed: u64,
     pub(super) one_life: bool,
+    pub(super) debug: bool,
+    pub(super) without: &'a [Fault],
+}
+
+impl Arguments<'_> {
+    fn options(&self) -> String {
+        let mut options = format!("--seed {}", self.seed);
+        if self.one_life {
+            options += " --one-life";
+        }
+        for fault in self.without {
+            options += &format!(" without {}", fault.name());
+        }
+        if self.debug {
+            options += " --debug";
+        }
+        options
+    }
 }
 
 impl fmt::Display for Outcome {
