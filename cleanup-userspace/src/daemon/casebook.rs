@@ -15,8 +15,9 @@ use crate::journal::{CaseId, Closing, Unfinished};
 use crate::mesos::ContainerId;
 use crate::registry::Run;
 
-/// Closed runs that are remembered, so that a late container reopens its case.
-const TOMBSTONES: usize = 10_000;
+/// Closed runs that are remembered, so that a late container reopens its case at
+/// once; for a run that is not any more, the next survey does.
+const TOMBSTONES: usize = 2_000;
 
 /// Every case of this daemon's life.
 #[derive(Debug)]
@@ -155,6 +156,9 @@ impl Casebook {
         if late {
             self.reopen(run.clone(), death.clone());
         }
+        // The paths it sat in are most of its size; without them what the event did
+        // not tell of counts as the agent's.
+        let run = Run { seat: None, ..run };
         if self.tombstones.insert(container, (run, death)).is_none() {
             self.buried.push_back(container);
         }
