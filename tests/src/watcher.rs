@@ -141,7 +141,7 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        Self::start_with(scratch, docker, agents, options, FILTER)
+        Self::start_filtered(scratch, &docker.socket(), agents, options, FILTER)
     }
 
     /// [`start`](Self::start), with every step of its cases in its log, for
@@ -152,7 +152,7 @@ impl Watcher {
         agents: &[AgentPlace],
         options: &str,
     ) -> Result<Self> {
-        Self::start_with(scratch, docker, agents, options, STEPS_FILTER)
+        Self::start_filtered(scratch, &docker.socket(), agents, options, STEPS_FILTER)
     }
 
     /// [`start_telling_steps`](Self::start_telling_steps), with Docker behind
@@ -180,16 +180,6 @@ impl Watcher {
             ..Manner::default()
         };
         Self::start_as(scratch, socket, agents, options, &manner)
-    }
-
-    fn start_with(
-        scratch: &Scratch,
-        docker: &Dockerd,
-        agents: &[AgentPlace],
-        options: &str,
-        filter: &str,
-    ) -> Result<Self> {
-        Self::start_filtered(scratch, &docker.socket(), agents, options, filter)
     }
 
     fn start_filtered(

@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 
-use super::settings::{Settings, duration, start_log};
+use super::settings::{Settings, duration, run_to_end, start_log};
 use crate::daemon::{CleanOptions, CleanOutcome, clean_from_inbox};
 
 /// Exit status: requests or cases are left.
@@ -72,16 +71,8 @@ impl Clean {
         } = self;
         let config = settings.configuration()?;
         start_log(config.log_format);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .max_blocking_threads(32)
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let outcome = runtime.block_on(clean_from_inbox(config, CleanOptions { timeout, wait }));
-        // Blocked file system work must not keep the process alive.
-        runtime.shutdown_background();
-        Ok(match outcome? {
+        let outcome = run_to_end(clean_from_inbox(config, CleanOptions { timeout, wait }))?;
+        Ok(match outcome {
             CleanOutcome::Done | CleanOutcome::Watched => ExitCode::SUCCESS,
             CleanOutcome::Unfinished => ExitCode::from(UNFINISHED),
             CleanOutcome::Busy => ExitCode::from(BUSY),

@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
@@ -87,6 +88,20 @@ fn set<T>(value: &mut T, given: Option<T>) {
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Runs a command that acts until it is done.
+pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(32)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(work);
+    // Blocked file system work must not keep the process alive.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// To standard error; `RUST_LOG` filters.

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 
-use super::settings::{Settings, start_log};
+use super::settings::{Settings, run_to_end, start_log};
 use crate::daemon;
 
 const EXAMPLES: &str = "\
@@ -44,15 +43,6 @@ impl Watch {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.settings.configuration()?;
         start_log(config.log_format);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .max_blocking_threads(32)
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let outcome = runtime.block_on(daemon::watch(config));
-        // Blocked file system work must not keep the process alive.
-        runtime.shutdown_background();
-        outcome.map(|()| ExitCode::SUCCESS)
+        run_to_end(daemon::watch(config)).map(|()| ExitCode::SUCCESS)
     }
 }
