@@ -25,6 +25,9 @@ const FILTER: &str = "warn,cleanup_userspace=debug";
 const STEPS_FILTER: &str =
     "warn,cleanup_userspace=debug,cleanup_userspace::case=trace,cleanup_userspace::remains=trace";
 
+/// How many lines of its log are shown of a failed test.
+const LAST_WORDS: usize = 60;
+
 /// Said of an executor that needed no case.
 const LEFT_NOTHING: &str = "an executor ended and left nothing behind";
 
@@ -457,5 +460,15 @@ impl Watcher {
     /// Waits for it to end by itself.
     pub fn wait_end(&mut self) -> Result<ExitStatus> {
         self.service.wait(STOP)
+    }
+}
+
+impl Drop for Watcher {
+    /// Why a test failed is mostly in here. The harness keeps what a test's thread
+    /// prints until it fails; a program's main thread has nobody to keep it.
+    fn drop(&mut self) {
+        if std::thread::current().name() != Some("main") {
+            println!("{}", log::tail(self.log_path(), LAST_WORDS));
+        }
     }
 }

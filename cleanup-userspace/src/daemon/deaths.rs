@@ -164,7 +164,7 @@ impl Core {
         match verdict {
             Verdict::Dead => self.open_case(container, death.clone()),
             Verdict::DeadIfAlone => {
-                if self.is_alone(container, ended) {
+                if self.is_recorded_as_ended(container) || self.is_alone(container, ended) {
                     self.open_case(container, death.clone());
                 } else {
                     self.wait_for_the_rest(container);
@@ -173,6 +173,16 @@ impl Core {
             Verdict::Orphaned => self.wait_for_the_rest(container),
             Verdict::HelperDecides | Verdict::Nobody => {}
         }
+    }
+
+    /// Whether the helper reaped its executor before it ended: then what is left was
+    /// started by the executor, and is not it.
+    fn is_recorded_as_ended(&self, container: ContainerId) -> bool {
+        self.host.registry().get(container).is_some_and(|run| {
+            self.host.agents[run.agent]
+                .runtime
+                .has_status(run.container)
+        })
     }
 
     /// Whether no process of the run is left but the one that just ended. On the

@@ -67,6 +67,15 @@ impl RuntimeDir {
         text.trim().parse().ok().filter(|pid| *pid > 1)
     }
 
+    /// Whether the launcher helper has written down how its executor ended. It makes
+    /// the file empty when it starts, and writes to it once it has reaped the
+    /// executor, or could not start one (src/slave/containerizer/mesos/launch.cpp,
+    /// since 1.1). What the executor had started may live on.
+    pub fn has_status(&self, container: ContainerId) -> bool {
+        fs::metadata(self.container(container).join("status"))
+            .is_ok_and(|status| status.is_file() && status.len() > 0)
+    }
+
     /// The sandbox of a container, as the agent wrote it down when it launched it:
     /// since Mesos 1.5, and by the path that the agent has for it.
     pub fn sandbox(&self, container: ContainerId) -> Option<PathBuf> {
@@ -127,6 +136,11 @@ mod tests {
         ] {
             fs::write(runtime.container(id).join("pid"), text).unwrap();
             assert_eq!(runtime.helper_pid(id), pid, "{text:?}");
+        }
+        assert!(!runtime.has_status(id));
+        for (text, written) in [("", false), ("9", true), ("256", true)] {
+            fs::write(runtime.container(id).join("status"), text).unwrap();
+            assert_eq!(runtime.has_status(id), written, "{text:?}");
         }
     }
 

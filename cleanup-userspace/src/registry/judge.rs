@@ -34,8 +34,8 @@ impl From<&ExitRecord> for Ended {
 pub enum Verdict {
     /// The executor is dead: proven.
     Dead,
-    /// The helper is dead and the executor was never learnt: dead if no process
-    /// of the run is left, else wait for those.
+    /// The helper is dead and the executor was never learnt: dead if the helper
+    /// recorded its end, or no process of the run is left; else wait for those.
     DeadIfAlone,
     /// The helper is dead, the executor lives: nothing is stopped.
     Orphaned,
