@@ -30,6 +30,10 @@ pub struct Survey {
     pub dead: Vec<Run>,
     /// Everything else.
     pub unknown: BTreeMap<ContainerId, Unknown>,
+    /// Of the known ones, those that have a cgroup.
+    pub known_with_cgroups: Vec<ContainerId>,
+    /// When the look began; `None` for one that failed.
+    pub began: Option<Instant>,
 }
 
 /// A run that may live.
@@ -105,9 +109,16 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
     for agent in &host.agents {
         agent.verify();
     }
-    let mut survey = Survey::default();
+    let mut survey = Survey {
+        began: Some(began),
+        ..Survey::default()
+    };
     let mut claimed = None;
-    let candidates = candidates(host);
+    let mut candidates = with_cgroups(host);
+    survey
+        .known_with_cgroups
+        .extend(candidates.iter().filter(|id| known.contains(id)));
+    candidates.extend(others(host));
     host.nowhere.retain(&candidates);
     let new: Vec<ContainerId> = candidates
         .iter()
@@ -157,14 +168,10 @@ enum Judgement {
     Unknown(Unknown),
 }
 
-/// Everything on this host that looks like a run.
-fn candidates(host: &Host) -> BTreeSet<ContainerId> {
+/// Every directory beneath an agent's cgroups root that looks like a run's.
+fn with_cgroups(host: &Host) -> BTreeSet<ContainerId> {
     let mut found = BTreeSet::new();
     for agent in &host.agents {
-        match agent.runtime.list() {
-            Ok(containers) => found.extend(containers),
-            Err(error) => tracing::warn!(%error, "this agent's containers are skipped"),
-        }
         for hierarchy in host.hierarchies.iter() {
             let entries = fs::read_dir(hierarchy.root(&agent.dirs.cgroups_root))
                 .into_iter()
@@ -173,6 +180,18 @@ fn candidates(host: &Host) -> BTreeSet<ContainerId> {
             found.extend(
                 entries.filter_map(|entry| entry.file_name().to_str()?.parse::<ContainerId>().ok()),
             );
+        }
+    }
+    found
+}
+
+/// Everything else on this host that looks like a run.
+fn others(host: &Host) -> BTreeSet<ContainerId> {
+    let mut found = BTreeSet::new();
+    for agent in &host.agents {
+        match agent.runtime.list() {
+            Ok(containers) => found.extend(containers),
+            Err(error) => tracing::warn!(%error, "this agent's containers are skipped"),
         }
     }
     let roots = host.roots();

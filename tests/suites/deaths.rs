@@ -1,5 +1,6 @@
 //! The main job, end to end: a real agent, real executors, real pods.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -273,6 +274,28 @@ fn a_container_comes_late() -> Result<()> {
         Ok(watcher.cases(&id)?.into_iter().nth(1))
     })?;
     assert_eq!(reopened["containers"], 1, "{reopened}");
+    host.ensure_clean(&pod, &reopened)
+}
+
+/// A start that fails in Docker, after it has made the cgroups of its container
+/// again, leaves those of a run whose case was closed, and no container.
+#[test]
+fn cgroups_come_back() -> Result<()> {
+    let host = Host::start("cameback", MESOS, AgentOptions::default())?;
+    let watcher = host.watch("mode = \"enforce\"\nreconcile_interval = \"5s\"")?;
+    let pod = host.run_pod("pod", 1, "")?;
+    let id = pod.executor.container_id().to_owned();
+    pod.executor.sigkill_executor()?;
+    let case = watcher.wait_case(&id)?;
+    host.ensure_clean(&pod, &case)?;
+    let roots = host.scratch.cgroup_dirs();
+    for root in roots {
+        fs::create_dir_all(root.join(&id).join("a".repeat(64)))?;
+    }
+    let reopened = wait::try_until(SOON, "the case to be closed again", || {
+        Ok(watcher.cases(&id)?.into_iter().nth(1))
+    })?;
+    assert_eq!(reopened["cgroups_removed"], 2 * roots.len(), "{reopened}");
     host.ensure_clean(&pod, &reopened)
 }
 

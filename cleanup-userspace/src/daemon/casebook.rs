@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -19,13 +20,15 @@ use crate::registry::Run;
 /// once; for a run that is not any more, the next survey does.
 const TOMBSTONES: usize = 2_000;
 
+const LATE: &str = "a container came after its executor's case was closed: reopened";
+
 /// Every case of this daemon's life.
 #[derive(Debug)]
 pub struct Casebook {
     host: Arc<Host>,
     sender: UnboundedSender<Message>,
     open: HashMap<ContainerId, Open>,
-    tombstones: HashMap<ContainerId, (Run, Death)>,
+    tombstones: HashMap<ContainerId, Tombstone>,
     /// The tombstones, oldest first.
     buried: VecDeque<ContainerId>,
     /// Cases that were open when the daemon ended, and have not begun again.
@@ -42,6 +45,14 @@ struct Open {
     death: Death,
     /// Its task died once already.
     panicked: bool,
+}
+
+#[derive(Debug)]
+struct Tombstone {
+    run: Run,
+    death: Death,
+    /// When nothing at all was left; `None` where something was left on purpose.
+    clean_since: Option<Instant>,
 }
 
 impl Casebook {
@@ -65,7 +76,7 @@ impl Casebook {
 
     /// The run of a closed case, and how its death is known.
     pub fn closed(&self, container: ContainerId) -> Option<(&Run, Proof)> {
-        let (run, death) = self.tombstones.get(&container)?;
+        let Tombstone { run, death, .. } = self.tombstones.get(&container)?;
         (!self.is_open(container)).then(|| (run, death.origin.proof()))
     }
 
@@ -154,12 +165,22 @@ impl Casebook {
                 .iter()
                 .any(|info| key_of(&self.host, &run, info).is_some());
         if late {
-            self.reopen(run.clone(), death.clone());
+            self.reopen(run.clone(), death.clone(), LATE);
         }
         // The paths it sat in are most of its size; without them what the event did
         // not tell of counts as the agent's.
         let run = Run { seat: None, ..run };
-        if self.tombstones.insert(container, (run, death)).is_none() {
+        let clean_since = (result == CaseResult::Clean).then(Instant::now);
+        self.bury(Tombstone {
+            run,
+            death,
+            clean_since,
+        });
+    }
+
+    fn bury(&mut self, tombstone: Tombstone) {
+        let container = tombstone.run.container;
+        if self.tombstones.insert(container, tombstone).is_none() {
             self.buried.push_back(container);
         }
         while self.buried.len() > TOMBSTONES {
@@ -208,8 +229,11 @@ impl Casebook {
         };
         if open.panicked {
             tracing::error!(%container, "the task of a case panicked again; the case is given up until the next start");
-            self.tombstones.insert(container, (open.run, open.death));
-            self.buried.push_back(container);
+            self.bury(Tombstone {
+                run: open.run,
+                death: open.death,
+                clean_since: None,
+            });
         } else {
             tracing::error!(%container, "the task of a case panicked; it begins again");
             self.start(open.run, open.death, true);
@@ -231,21 +255,37 @@ impl Casebook {
                 let _ = case.inbox.send(CaseMessage::Active(Arc::clone(info)));
                 continue;
             }
-            let Some((run, death)) = self.tombstones.get(&container) else {
+            let Some(Tombstone { run, death, .. }) = self.tombstones.get(&container) else {
                 continue;
             };
             if key_of(&self.host, run, info).is_some() {
                 let (run, death) = (run.clone(), death.clone());
-                self.reopen(run, death);
+                self.reopen(run, death, LATE);
             }
         }
     }
 
-    fn reopen(&mut self, run: Run, death: Death) {
-        tracing::info!(
-            container = %run.container,
-            "a container came after its executor's case was closed: reopened"
-        );
+    /// A look at everything that began at `began` found cgroups of these runs: a
+    /// start that fails in Docker makes them anew, and no container comes of it.
+    pub fn have_cgroups(&mut self, containers: &[ContainerId], began: Instant) {
+        for container in containers {
+            let Some(tombstone) = self.tombstones.get(container) else {
+                continue;
+            };
+            let came_back = tombstone.clean_since.is_some_and(|since| since < began);
+            if came_back && !self.is_open(*container) {
+                let (run, death) = (tombstone.run.clone(), tombstone.death.clone());
+                self.reopen(
+                    run,
+                    death,
+                    "cgroups came back after their executor's case was closed: reopened",
+                );
+            }
+        }
+    }
+
+    fn reopen(&mut self, run: Run, death: Death, why: &str) {
+        tracing::info!(container = %run.container, "{why}");
         self.open(run, death);
     }
 
@@ -254,7 +294,7 @@ impl Casebook {
     pub fn requested(&self, request: &Request) -> bool {
         self.tell_all(|| CaseMessage::Requested(request.clone()));
         let open = self.open.values().map(|open| &open.run);
-        let closed = self.tombstones.values().map(|(run, _)| run);
+        let closed = self.tombstones.values().map(|tombstone| &tombstone.run);
         open.chain(closed).any(|run| {
             run.identity
                 .as_ref()

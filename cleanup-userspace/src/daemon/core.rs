@@ -304,6 +304,10 @@ impl Core {
             let origin = self.surveyor.origin_of(&run);
             self.casebook.open(run, noticed(origin));
         }
+        if let Some(began) = survey.began {
+            self.casebook
+                .have_cgroups(&survey.known_with_cgroups, began);
+        }
         self.surveyor.report_unknown(&survey.unknown);
         self.check_registered();
         match self.surveyor.finished() {
