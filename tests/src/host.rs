@@ -162,10 +162,11 @@ impl Host {
     /// and waits until its task runs.
     pub fn run_pod(&self, executor_id: &str, services: usize, options: &str) -> Result<RunningPod> {
         let spec = self.pod_spec(executor_id, &format!("--services {services} {options}"))?;
-        let task_id = self.framework.launch(&spec)?;
+        let agent_log = || log::tail(&self.agent.log_path(), 40);
+        let task_id = self.framework.launch(&spec).with_context(agent_log)?;
         self.framework
             .wait_running(&task_id, POD)
-            .with_context(|| log::tail(&self.agent.log_path(), 20))?;
+            .with_context(agent_log)?;
         let executor = ExecutorView::find(&self.agent, executor_id)?;
         let containers = executor.wait_pod_running(&self.docker, services)?;
         Ok(RunningPod {

@@ -13,7 +13,7 @@ use super::spec::ExecutorSpec;
 use crate::wait;
 
 const SUBSCRIBE: Duration = Duration::from_secs(30);
-const OFFER: Duration = Duration::from_secs(30);
+const OFFER: Duration = Duration::from_secs(90);
 /// The master sends a heartbeat every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(200);
