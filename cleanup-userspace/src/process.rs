@@ -31,7 +31,7 @@ pub struct Stat {
     pub proc: Proc,
     pub ppid: u32,
     pub session: u32,
-    /// Zombie or dead: exited, at most not yet reaped.
+    /// Zombie or dead, with all of its threads: exited, at most not yet reaped.
     pub ended: bool,
 }
 
@@ -148,7 +148,11 @@ pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
         },
         ppid: u32::try_from(stat.ppid).unwrap_or(0),
         session: u32::try_from(stat.session).unwrap_or(0),
-        ended: matches!(stat.state, 'Z' | 'X' | 'x'),
+        // The state is the first thread's, which is a zombie, too, while others run on.
+        ended: match stat.state {
+            'Z' => stat.num_threads <= 1,
+            state => matches!(state, 'X' | 'x'),
+        },
     }))
 }
 

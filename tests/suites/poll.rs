@@ -3,7 +3,9 @@
 //! shown by the tests `poll::…` of the suites `deaths` and `matrix`.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +14,7 @@ use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::watcher::Watcher;
 use cleanup_tests::{bins, wait};
+use cleanup_userspace::process::Proc;
 use rustix::process::Signal;
 
 const MESOS: &str = "1.11.0";
@@ -112,6 +115,32 @@ fn the_executors_own_end_is_enough() -> Result<()> {
     // Nobody else ended them.
     assert_eq!(case["endings"], "2 term", "{case}");
     host.ensure_clean(&pod, &case)
+}
+
+/// A process lives for as long as any of its threads: what `/proc` says of the first
+/// one (a zombie) is not what it says of all.
+#[test]
+fn a_process_outlives_its_first_thread() -> Result<()> {
+    let mut child = Command::new(bins::find("exit-case")?)
+        .args(["leader-first", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = child.stdout.take().context("its output")?;
+    // It speaks when its first thread has ended.
+    BufReader::new(output).read_line(&mut String::new())?;
+    let proc = Proc::of(child.id()).context("a process")?;
+    let lived = proc.is_alive() && proc.pidfd()?.is_some();
+    drop(child.stdin.take());
+    wait::try_until(SOON, "the last thread to end", || {
+        Ok((!proc.is_alive()).then_some(()))
+    })?;
+    // Not reaped yet.
+    assert_eq!(Proc::of(proc.pid), Some(proc));
+    assert!(proc.pidfd()?.is_none());
+    child.wait()?;
+    ensure!(lived, "taken for dead while a thread of it ran");
+    Ok(())
 }
 
 /// Executors that begin and end while the daemon does not look: found by what
