@@ -1,9 +1,11 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::case::Exclude;
 use crate::cgroup::CgroupsRoot;
@@ -87,6 +89,46 @@ pub enum DockerFallback {
     CgroupKill,
 }
 
+/// How deaths are noticed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeChoice {
+    /// By a program in the kernel; where that cannot run, the daemon does not start.
+    #[default]
+    Ebpf,
+    /// By watching the processes that were seen alive: nothing is loaded into the
+    /// kernel.
+    Poll,
+    /// The first where it can be had, else the second, with a warning.
+    Auto,
+}
+
+impl<'de> Deserialize<'de> for ProbeChoice {
+    /// By hand for the sake of the message: a table of this name is an easy mistake.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = ProbeChoice;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "`probe` to be \"ebpf\", \"poll\" or \"auto\" (ring_bytes and kernel_log are in [ebpf])",
+                )
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<ProbeChoice, E> {
+                match name {
+                    "ebpf" => Ok(ProbeChoice::Ebpf),
+                    "poll" => Ok(ProbeChoice::Poll),
+                    "auto" => Ok(ProbeChoice::Auto),
+                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Name)
+    }
+}
+
 /// In which layout the launcher puts containers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +154,8 @@ pub struct Config {
     pub mode: Mode,
     pub action: Action,
     pub teardown: Teardown,
+    /// How deaths are noticed.
+    pub probe: ProbeChoice,
     pub label_join: LabelJoin,
     /// Whether the label `compose-cleanup.keep=true` keeps a container.
     pub keep_label: bool,
@@ -157,7 +201,7 @@ pub struct Config {
     pub inbox: Option<PathBuf>,
     pub docker: DockerConfig,
     pub cgroup: CgroupConfig,
-    pub probe: ProbeConfig,
+    pub ebpf: EbpfConfig,
     pub journal: JournalConfig,
     /// Executors that are left alone.
     pub exclude: Vec<Exclude>,
@@ -182,7 +226,7 @@ pub struct CgroupConfig {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ProbeConfig {
+pub struct EbpfConfig {
     /// Size of the ring buffer in bytes: a power of two, at least one page.
     pub ring_bytes: u32,
     /// Let the kernel program write diagnostics to the log.
@@ -228,6 +272,7 @@ impl Default for Config {
             mode: Mode::default(),
             action: Action::default(),
             teardown: Teardown::default(),
+            probe: ProbeChoice::default(),
             label_join: LabelJoin::default(),
             keep_label: true,
             remove_after: None,
@@ -247,7 +292,7 @@ impl Default for Config {
             inbox: None,
             docker: DockerConfig::default(),
             cgroup: CgroupConfig::default(),
-            probe: ProbeConfig::default(),
+            ebpf: EbpfConfig::default(),
             journal: JournalConfig::default(),
             exclude: Vec::new(),
             agents: Vec::new(),
@@ -264,7 +309,7 @@ impl Default for DockerConfig {
     }
 }
 
-impl Default for ProbeConfig {
+impl Default for EbpfConfig {
     fn default() -> Self {
         Self {
             ring_bytes: 1 << 20,
@@ -375,8 +420,8 @@ impl Config {
         if !self.docker.socket.is_absolute() {
             return refuse("docker.socket", "must be an absolute path");
         }
-        if !self.probe.ring_bytes.is_power_of_two() || self.probe.ring_bytes < 4096 {
-            return refuse("probe.ring_bytes", "must be a power of two, at least 4096");
+        if !self.ebpf.ring_bytes.is_power_of_two() || self.ebpf.ring_bytes < 4096 {
+            return refuse("ebpf.ring_bytes", "must be a power of two, at least 4096");
         }
         if !self.journal.path.is_absolute() || self.journal.path.file_name().is_none() {
             return refuse("journal.path", "must be the absolute path of a file");

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 
 use procfs::FromRead as _;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// The kernel's clock ticks per second in `/proc` (USER_HZ), fixed on Linux.
 const NANOS_PER_TICK: u64 = 1_000_000_000 / 100;
@@ -31,7 +31,7 @@ pub struct Stat {
     pub proc: Proc,
     pub ppid: u32,
     pub session: u32,
-    /// Zombie or dead: exited, at most not yet reaped.
+    /// Zombie or dead, with all of its threads: exited, at most not yet reaped.
     pub ended: bool,
 }
 
@@ -73,7 +73,7 @@ impl Proc {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
             return Ok(None);
         };
-        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        match pidfd_open(pid, PidfdFlags::empty()) {
             // Between reading the PID and opening it, it may have been reused.
             Ok(fd) => Ok(self.runs()?.then_some(fd)),
             Err(rustix::io::Errno::SRCH) => Ok(None),
@@ -83,14 +83,28 @@ impl Proc {
 
     /// Sends SIGKILL to this process if `still` holds after it was pinned.
     /// Returns whether a signal was sent.
+    ///
+    /// Without pidfds (before Linux 5.3) it is looked at right before the signal
+    /// instead: to hit another one, the kernel would have to go through all of its
+    /// PIDs between two system calls.
     pub fn kill_if(self, still: impl FnOnce() -> bool) -> io::Result<bool> {
-        let Some(fd) = self.pidfd()? else {
-            return Ok(false);
+        let pinned = match self.pidfd() {
+            Ok(Some(fd)) => Some(fd),
+            Ok(None) => return Ok(false),
+            Err(error) if has_no_pidfds(&error) => None,
+            Err(error) => return Err(error),
         };
         if !still() {
             return Ok(false);
         }
-        match pidfd_send_signal(&fd, Signal::KILL) {
+        let sent = match pinned {
+            Some(fd) => pidfd_send_signal(&fd, Signal::KILL),
+            None => match i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+                Some(pid) if self.runs()? => kill_process(pid, Signal::KILL),
+                _ => return Ok(false),
+            },
+        };
+        match sent {
             Ok(()) => Ok(true),
             Err(rustix::io::Errno::SRCH) => Ok(false),
             Err(error) => Err(error.into()),
@@ -103,6 +117,20 @@ impl Proc {
         let age = now_boot.saturating_sub(self.start_ticks * NANOS_PER_TICK);
         unix_seconds() - age as f64 / 1e9
     }
+}
+
+/// Whether processes can be watched by pidfd; if not, why.
+pub fn pidfds_work() -> io::Result<()> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    Ok(())
+}
+
+/// Whether a pidfd could not be had because the kernel has none (before Linux 5.3),
+/// or a filter of system calls refuses them as if it had none.
+pub fn has_no_pidfds(error: &io::Error) -> bool {
+    [rustix::io::Errno::NOSYS, rustix::io::Errno::PERM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// `Ok(None)`: no such process. An error says nothing about the process.
@@ -120,7 +148,11 @@ pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
         },
         ppid: u32::try_from(stat.ppid).unwrap_or(0),
         session: u32::try_from(stat.session).unwrap_or(0),
-        ended: matches!(stat.state, 'Z' | 'X' | 'x'),
+        // The state is the first thread's, which is a zombie, too, while others run on.
+        ended: match stat.state {
+            'Z' => stat.num_threads <= 1,
+            state => matches!(state, 'X' | 'x'),
+        },
     }))
 }
 

@@ -22,6 +22,65 @@ const POD: Duration = Duration::from_secs(120);
 /// Configuration of a daemon at work, with times that suit a test.
 pub const ENFORCE: &str = "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"";
 
+/// How the daemon notices deaths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// The kernel reports them.
+    #[default]
+    Ebpf,
+    /// Without the kernel's help.
+    Poll,
+}
+
+impl Probe {
+    fn option(self) -> &'static str {
+        match self {
+            Self::Ebpf => "probe = \"ebpf\"\n",
+            Self::Poll => "probe = \"poll\"\n",
+        }
+    }
+
+    /// A death that the daemon saw was noticed in this way. Without a probe, whether
+    /// the end of a process or what its agent does next is heard of first is a race
+    /// on a slow machine.
+    pub fn ensure_noticed(self, case: &Value) -> Result<()> {
+        let origins = match self {
+            Self::Ebpf => &["kernel"][..],
+            Self::Poll => &["pidfd", "scan"],
+        };
+        let noticed = origins.iter().any(|origin| case["origin"] == *origin);
+        ensure!(noticed, "not one of {origins:?}: {case}");
+        Ok(())
+    }
+
+    /// How an executor ended, as far as can be known.
+    pub fn status(self, status: &str) -> &str {
+        match self {
+            Self::Ebpf => status,
+            Self::Poll => "unknown",
+        }
+    }
+}
+
+/// Makes two tests of each of these functions: `ebpf::name` and `poll::name`.
+#[macro_export]
+macro_rules! under_each_probe {
+    ($($name:ident),+ $(,)?) => {
+        mod ebpf {
+            $(#[test]
+            fn $name() -> anyhow::Result<()> {
+                super::$name($crate::host::Probe::Ebpf)
+            })+
+        }
+        mod poll {
+            $(#[test]
+            fn $name() -> anyhow::Result<()> {
+                super::$name($crate::host::Probe::Poll)
+            })+
+        }
+    };
+}
+
 /// All of one host that the daemon has to do with. Dropped from top to bottom.
 #[derive(Debug)]
 pub struct Host {
@@ -29,6 +88,8 @@ pub struct Host {
     pub agent: Agent,
     pub docker: Dockerd,
     pub scratch: Scratch,
+    /// Of the daemons that [`Self::watch`] starts.
+    pub probe: Probe,
 }
 
 /// An executor whose pod is up.
@@ -75,14 +136,28 @@ impl Host {
             agent,
             docker,
             scratch,
+            probe: Probe::default(),
         })
+    }
+
+    /// This host, for daemons that notice deaths so.
+    #[must_use]
+    pub fn under(self, probe: Probe) -> Self {
+        Self { probe, ..self }
     }
 
     /// The daemon, told of this host's agent and Docker, with more of its
     /// configuration.
     pub fn watch(&self, options: &str) -> Result<Watcher> {
         let agent = AgentPlace::of(&self.agent, &self.scratch);
-        Watcher::start(&self.scratch, &self.docker, &[agent], options)
+        let options = format!("{}{options}", self.probe.option());
+        Watcher::start(&self.scratch, &self.docker, &[agent], &options)
+    }
+
+    /// [`Self::watch`], run by another program; the options name the probe.
+    pub fn watch_through(&self, wrapper: &[&str], options: &str) -> Result<Watcher> {
+        let agent = AgentPlace::of(&self.agent, &self.scratch);
+        Watcher::start_through(&self.scratch, &self.docker, &[agent], options, wrapper)
     }
 
     /// `compose-cleanup clean --from-inbox`, configured as [`Self::watch`] does.

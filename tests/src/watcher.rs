@@ -116,6 +116,8 @@ struct Manner<'a> {
     /// Where it is to end itself.
     crash_at: Option<&'a str>,
     environment: &'a [(&'a str, String)],
+    /// A program, with its arguments, that takes a command line and runs it.
+    wrapper: &'a [&'a str],
 }
 
 impl Default for Manner<'_> {
@@ -125,6 +127,7 @@ impl Default for Manner<'_> {
             log_format: "json",
             crash_at: None,
             environment: &[],
+            wrapper: &[],
         }
     }
 }
@@ -183,6 +186,21 @@ impl Watcher {
             ..Manner::default()
         };
         Self::start_as(scratch, socket, agents, options, &manner)
+    }
+
+    /// [`start`](Self::start) by a program that takes a command line and runs it.
+    pub fn start_through(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        wrapper: &[&str],
+    ) -> Result<Self> {
+        let manner = Manner {
+            wrapper,
+            ..Manner::default()
+        };
+        Self::start_as(scratch, &docker.socket(), agents, options, &manner)
     }
 
     fn start_filtered(
@@ -267,9 +285,18 @@ impl Watcher {
             log_format,
             crash_at,
             environment,
+            wrapper,
         } = manner;
         let path = configure_as(scratch, socket, agents, options, log_format)?;
-        let mut command = scratch.command(bins::find("compose-cleanup")?);
+        let program = bins::find("compose-cleanup")?;
+        let mut command = match wrapper.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = scratch.command(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => scratch.command(program),
+        };
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", filter);
         command.envs(environment.iter().map(|(name, value)| (name, value)));

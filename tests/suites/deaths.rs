@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
-use cleanup_tests::host::{Host, RunningPod};
+use cleanup_tests::host::{Host, Probe, RunningPod};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::framework::Framework;
 use cleanup_tests::wait;
@@ -13,6 +13,19 @@ use serde_json::Value;
 
 const MESOS: &str = "1.11.0";
 const SOON: Duration = Duration::from_secs(60);
+
+cleanup_tests::under_each_probe! {
+    sigkill_of_one_of_two,
+    clean_exit,
+    restart_policy_always_and_a_deaf_container,
+    executor_without_a_pod,
+    agent_absent,
+    posix_launcher_with_cgroup_parent,
+    helper_killed_while_the_executor_lives,
+    observe_changes_nothing,
+    non_checkpointing_framework,
+    death_while_the_daemon_was_down,
+}
 
 fn exit_codes(docker: &Dockerd, pod: &RunningPod) -> Result<Vec<i64>> {
     let code = |id: &String| {
@@ -25,9 +38,8 @@ fn exit_codes(docker: &Dockerd, pod: &RunningPod) -> Result<Vec<i64>> {
 
 /// SIGKILL of one of two executors: its pod is stopped and its cgroups are
 /// gone in every hierarchy; the other one's are as they were.
-#[test]
-fn sigkill_of_one_of_two() -> Result<()> {
-    let host = Host::start("sigkill", MESOS, AgentOptions::default())?;
+fn sigkill_of_one_of_two(probe: Probe) -> Result<()> {
+    let host = Host::start("sigkill", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let victim = host.run_pod("victim", 3, "")?;
     let neighbour = host.run_pod("neighbour", 3, "")?;
@@ -35,8 +47,8 @@ fn sigkill_of_one_of_two() -> Result<()> {
     victim.executor.sigkill_executor()?;
     let case = watcher.wait_case(victim.executor.container_id())?;
     host.ensure_clean(&victim, &case)?;
-    assert_eq!(case["origin"], "kernel", "{case}");
-    assert_eq!(case["status"], "signal 9", "{case}");
+    probe.ensure_noticed(&case)?;
+    assert_eq!(case["status"], probe.status("signal 9"), "{case}");
     assert_eq!(case["executor"], "victim", "{case}");
     assert_eq!(case["framework"], victim.executor.framework_id(), "{case}");
     assert_eq!(case["containers"], 3, "{case}");
@@ -56,13 +68,12 @@ fn sigkill_of_one_of_two() -> Result<()> {
 }
 
 /// A clean exit of the executor leaves its pod as an orphan, too.
-#[test]
-fn clean_exit() -> Result<()> {
-    let host = Host::start("exit", MESOS, AgentOptions::default())?;
+fn clean_exit(probe: Probe) -> Result<()> {
+    let host = Host::start("exit", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "--exit-after 300")?;
     let case = watcher.wait_case(pod.executor.container_id())?;
-    assert_eq!(case["status"], "exit 0", "{case}");
+    assert_eq!(case["status"], probe.status("exit 0"), "{case}");
     host.ensure_clean(&pod, &case)
 }
 
@@ -79,9 +90,8 @@ fn oom_kill() -> Result<()> {
 
 /// A container that its restart policy would bring back, and one that ignores
 /// SIGTERM: both end, and the agent's destroy does not fail over the first.
-#[test]
-fn restart_policy_always_and_a_deaf_container() -> Result<()> {
-    let host = Host::start("restart", MESOS, AgentOptions::default())?;
+fn restart_policy_always_and_a_deaf_container(probe: Probe) -> Result<()> {
+    let host = Host::start("restart", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 3, "--restart always --ignore-term 1")?;
     pod.executor.sigkill_executor()?;
@@ -110,9 +120,8 @@ fn untagged_service() -> Result<()> {
 }
 
 /// Most executors have no pod: they are no cases, and nothing of them is left.
-#[test]
-fn executor_without_a_pod() -> Result<()> {
-    let host = Host::start("nopod", MESOS, AgentOptions::default())?;
+fn executor_without_a_pod(probe: Probe) -> Result<()> {
+    let host = Host::start("nopod", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 0, "--no-pod")?;
     let bystander =
@@ -129,9 +138,8 @@ fn executor_without_a_pod() -> Result<()> {
 }
 
 /// The agent is dead for good: what it would have removed goes, too.
-#[test]
-fn agent_absent() -> Result<()> {
-    let mut host = Host::start("absent", MESOS, AgentOptions::default())?;
+fn agent_absent(probe: Probe) -> Result<()> {
+    let mut host = Host::start("absent", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     host.agent.kill9()?;
@@ -143,7 +151,7 @@ fn agent_absent() -> Result<()> {
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
     assert_eq!(case["result"], "clean", "{case}");
-    assert_eq!(case["origin"], "kernel", "{case}");
+    probe.ensure_noticed(&case)?;
     // Nobody else ended them: they had their grace.
     assert_eq!(case["endings"], "2 term", "{case}");
     assert_eq!(host.scratch.leftovers(), Vec::<std::path::PathBuf>::new());
@@ -157,14 +165,14 @@ fn agent_absent() -> Result<()> {
 
 /// The posix launcher has no cgroups of its own; the pod is found by the cgroup
 /// that Docker made for it.
-#[test]
-fn posix_launcher_with_cgroup_parent() -> Result<()> {
-    let host = Host::start("posix", MESOS, AgentOptions::posix())?;
+fn posix_launcher_with_cgroup_parent(probe: Probe) -> Result<()> {
+    let host = Host::start("posix", MESOS, AgentOptions::posix())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     pod.executor.sigkill_executor()?;
     let case = watcher.wait_case(pod.executor.container_id())?;
-    assert_eq!(case["origin"], "pidfd", "{case}");
+    // No cgroup, no report of the kernel.
+    Probe::Poll.ensure_noticed(&case)?;
     host.ensure_clean(&pod, &case)
 }
 
@@ -185,11 +193,11 @@ fn pod_without_cgroup_parent() -> Result<()> {
 
 /// The helper is killed, the executor lives on: nothing is touched until the
 /// agent, or somebody else, ends the executor.
-#[test]
-fn helper_killed_while_the_executor_lives() -> Result<()> {
-    let mut host = Host::start("helper", MESOS, AgentOptions::default())?;
+fn helper_killed_while_the_executor_lives(probe: Probe) -> Result<()> {
+    let mut host = Host::start("helper", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
+    watcher.wait_executor_learnt(pod.executor.container_id())?;
     // A living agent would end the executor itself.
     host.agent.kill9()?;
     pod.executor
@@ -211,10 +219,9 @@ fn helper_killed_while_the_executor_lives() -> Result<()> {
 }
 
 /// Observe mode changes nothing, and says what it would have done.
-#[test]
-fn observe_changes_nothing() -> Result<()> {
+fn observe_changes_nothing(probe: Probe) -> Result<()> {
     // The posix launcher's agent touches no cgroup: whatever changes is our doing.
-    let host = Host::start("observe", MESOS, AgentOptions::posix())?;
+    let host = Host::start("observe", MESOS, AgentOptions::posix())?.under(probe);
     let watcher = host.watch("mode = \"observe\"")?;
     let pod = host.run_pod("pod", 2, "")?;
     let state = || -> Result<_> {
@@ -237,9 +244,8 @@ fn observe_changes_nothing() -> Result<()> {
 
 /// A framework that does not checkpoint: the agent leaves no record of the run
 /// beyond its sandbox and its runtime directory.
-#[test]
-fn non_checkpointing_framework() -> Result<()> {
-    let mut host = Host::start("nocheck", MESOS, AgentOptions::default())?;
+fn non_checkpointing_framework(probe: Probe) -> Result<()> {
+    let mut host = Host::start("nocheck", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     host.framework = Framework::connect(host.agent.endpoint(), false)?;
     let pod = host.run_pod("pod", 2, "")?;
@@ -313,9 +319,8 @@ fn action_remove() -> Result<()> {
 }
 
 /// An executor that died while the daemon did not run is found at the start.
-#[test]
-fn death_while_the_daemon_was_down() -> Result<()> {
-    let host = Host::start("down", MESOS, AgentOptions::posix())?;
+fn death_while_the_daemon_was_down(probe: Probe) -> Result<()> {
+    let host = Host::start("down", MESOS, AgentOptions::posix())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 2, "")?;
     let neighbour = host.run_pod("neighbour", 1, "")?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
-use cleanup_tests::host::{ENFORCE, Host};
+use cleanup_tests::host::{ENFORCE, Host, Probe};
 use cleanup_tests::mesos::agent::{Agent, AgentOptions, Registry};
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::framework::Framework;
@@ -22,6 +22,11 @@ const MESOS: &str = "1.11.0";
 const SOON: Duration = Duration::from_secs(60);
 /// Longer than a case takes, and than the daemon's next look at everything.
 const A_WHILE: Duration = Duration::from_secs(3);
+
+cleanup_tests::under_each_probe! {
+    agent_restarted_while_executors_live_and_die,
+    agent_dies_in_the_middle_of_a_case,
+}
 
 /// A container that is nobody's pod by its cgroup: labels only.
 fn run_labelled(docker: &Dockerd, options: &[&str]) -> Result<String> {
@@ -294,13 +299,12 @@ fn a_second_agent_with_the_same_root() -> Result<()> {
 }
 
 /// The agent is killed and comes back while executors live, and while one dies.
-#[test]
-fn agent_restarted_while_executors_live_and_die() -> Result<()> {
+fn agent_restarted_while_executors_live_and_die(probe: Probe) -> Result<()> {
     let options = AgentOptions {
         registry: Registry::Replicated,
         ..AgentOptions::default()
     };
-    let mut host = Host::start("recovers", MESOS, options)?;
+    let mut host = Host::start("recovers", MESOS, options)?.under(probe);
     let watcher = host.enforce()?;
     let survivor = host.run_pod("survivor", 1, "")?;
     let victim = host.run_pod("victim", 2, "")?;
@@ -309,7 +313,7 @@ fn agent_restarted_while_executors_live_and_die() -> Result<()> {
     host.agent.restart()?;
     let case = watcher.wait_case(victim.executor.container_id())?;
     host.ensure_clean(&victim, &case)?;
-    assert_eq!(case["origin"], "kernel", "{case}");
+    probe.ensure_noticed(&case)?;
 
     ensure!(survivor.executor.executor().alive());
     assert_eq!(
@@ -322,9 +326,8 @@ fn agent_restarted_while_executors_live_and_die() -> Result<()> {
 }
 
 /// The agent dies in the middle of a case, for good.
-#[test]
-fn agent_dies_in_the_middle_of_a_case() -> Result<()> {
-    let mut host = Host::start("middle", MESOS, AgentOptions::default())?;
+fn agent_dies_in_the_middle_of_a_case(probe: Probe) -> Result<()> {
+    let mut host = Host::start("middle", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 3, "--ignore-term 1")?;
     pod.executor.sigkill_executor()?;

@@ -137,7 +137,12 @@ fn root_without_capabilities() -> Result<()> {
     let mut command = through(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"])?;
     let scratch = Scratch::new("caps")?;
     command.arg("--config").arg(config_with_an_agent(&scratch)?);
-    assert_says(&run(command)?, FAILURE, &["CAP_BPF", "CAP_PERFMON"]);
+    let otherwise = "probe = \"poll\"";
+    assert_says(
+        &run(command)?,
+        FAILURE,
+        &["CAP_BPF", "CAP_PERFMON", otherwise],
+    );
     Ok(())
 }
 
@@ -162,7 +167,16 @@ fn no_btf() -> Result<()> {
     let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
     let mut command = through(&["unshare", "--mount", "sh", "-c", script, "sh"])?;
     command.arg("--config").arg(config);
-    assert_says(&run(command)?, FAILURE, &["BTF", "CONFIG_DEBUG_INFO_BTF"]);
+    assert_says(
+        &run(command)?,
+        FAILURE,
+        &[
+            "BTF",
+            "CONFIG_DEBUG_INFO_BTF",
+            "probe = \"poll\"",
+            "\"auto\"",
+        ],
+    );
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use crate::registry::Run;
 pub enum Origin {
     /// The kernel's group-dead event for exactly this process.
     Kernel,
-    /// The pidfd of the launcher helper or of the executor.
+    /// The pidfd of the launcher helper or of the executor; without pidfds a look at
+    /// exactly that process.
     Pidfd,
     /// The Mesos hook module, by a request that named the executor.
     Hook,
@@ -69,7 +70,7 @@ impl Death {
         );
         match self.origin {
             Origin::Kernel => "the kernel reported the end of its process".to_owned(),
-            Origin::Pidfd => "the pidfd of its process told of its end".to_owned(),
+            Origin::Pidfd => "its process, watched since it was alive, has ended".to_owned(),
             Origin::Hook | Origin::Scan => {
                 format!("{recorded}, nothing of its own lives in its cgroups, in two looks")
             }

@@ -5,12 +5,16 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::settings::{Settings, run_to_end, start_log};
+use crate::config::ProbeChoice;
 use crate::daemon;
 
 const EXAMPLES: &str = "\
 Examples:
   See what would be done on this host, and do nothing:
       compose-cleanup watch --dry-run
+
+  On a host where eBPF cannot run (what that loses: docs/operations.md):
+      compose-cleanup watch --probe poll
 
   Clean up, with the agent's directories from a file:
       compose-cleanup watch --config /etc/compose-cleanup/config.toml --mode enforce
@@ -29,7 +33,8 @@ Exit status:
 /// Watch for dead executors and clean up after them, in the foreground.
 ///
 /// Needs root, the host's PID and cgroup namespaces, and a kernel with BTF
-/// (5.8 or later). Starts before Docker and before the agent, and outlives both.
+/// (5.8 or later) unless --probe says otherwise. Starts before Docker and before
+/// the agent, and outlives both.
 /// Without a configuration file the defaults hold: the agents are found by
 /// looking at what runs, and mode is "observe".
 #[derive(Debug, Args)]
@@ -37,11 +42,18 @@ Exit status:
 pub struct Watch {
     #[command(flatten)]
     settings: Settings,
+
+    /// How deaths are noticed.
+    #[arg(long, value_enum)]
+    probe: Option<ProbeChoice>,
 }
 
 impl Watch {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self.settings.configuration()?;
+        let mut config = self.settings.configuration()?;
+        if let Some(probe) = self.probe {
+            config.probe = probe;
+        }
         start_log(config.log_format);
         run_to_end(daemon::watch(config)).map(|()| ExitCode::SUCCESS)
     }

@@ -12,6 +12,19 @@ fn empty_is_the_default_and_observes() {
 }
 
 #[test]
+fn deaths_are_noticed_by_ebpf_unless_something_else_is_asked_for() {
+    assert_eq!(parse("").unwrap().probe, ProbeChoice::Ebpf);
+    for (name, choice) in [
+        ("ebpf", ProbeChoice::Ebpf),
+        ("poll", ProbeChoice::Poll),
+        ("auto", ProbeChoice::Auto),
+    ] {
+        let text = format!("probe = \"{name}\"\nebpf.ring_bytes = 8192");
+        assert_eq!(parse(&text).unwrap().probe, choice);
+    }
+}
+
+#[test]
 fn the_inbox_is_in_the_run_directory_unless_it_is_named() {
     assert_eq!(
         parse("").unwrap().inbox_dir(),
@@ -103,7 +116,9 @@ fn wrong_values_are_refused_with_their_key() {
             "remove_after",
         ),
         ("[docker]\nsocket = \"docker.sock\"", "`docker.socket`"),
-        ("[probe]\nring_bytes = 5000", "`probe.ring_bytes`"),
+        ("[ebpf]\nring_bytes = 5000", "`ebpf.ring_bytes`"),
+        ("probe = \"bpf\"", "`probe` to be"),
+        ("[probe]\nring_bytes = 4096", "are in [ebpf]"),
         ("[journal]\npath = \"journal.db\"", "`journal.path`"),
         ("[journal]\npath = \"/\"", "`journal.path`"),
         ("[journal]\nmax_bytes = 1000", "`journal.max_bytes`"),

@@ -20,7 +20,7 @@ use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
 use crate::journal::Unfinished;
 use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
-use crate::probe::{Losses, Probe};
+use crate::probe::{ExitSource, Losses, ProbeKind};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
 use crate::registry::{AgentIndex, Ended, Run};
@@ -70,7 +70,7 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub struct Core {
     pub(super) host: Arc<Host>,
-    probe: Probe,
+    exits: ExitSource,
     pub(super) sender: UnboundedSender<Message>,
     messages: UnboundedReceiver<Message>,
     pub(super) casebook: Casebook,
@@ -84,7 +84,7 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(host: Arc<Host>, probe: Probe, unfinished: &[Unfinished]) -> Self {
+    pub fn new(host: Arc<Host>, exits: ExitSource, unfinished: &[Unfinished]) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
         let mut casebook = Casebook::new(Arc::clone(&host), sender.clone());
         casebook.expect(unfinished);
@@ -98,7 +98,7 @@ impl Core {
             casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
             host,
-            probe,
+            exits,
             sender,
             messages,
             losses: Losses::default(),
@@ -107,8 +107,13 @@ impl Core {
         }
     }
 
-    /// Watches until `stop` completes. The probe is attached already: what ends
-    /// while the first survey runs waits in the ring.
+    /// How deaths are noticed.
+    pub(super) fn probe_kind(&self) -> ProbeKind {
+        self.exits.kind()
+    }
+
+    /// Watches until `stop` completes. A probe is attached already: what ends while
+    /// the first survey runs waits in the ring.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let (docker_sender, mut docker_changes) = mpsc::unbounded_channel();
         tokio::spawn(follow_docker(
@@ -130,6 +135,7 @@ impl Core {
         let live = self.host.registry().iter().count();
         tracing::info!(
             mode = ?self.host.config.mode,
+            probe = %self.probe_kind(),
             cgroups = %self.host.hierarchies.mode(),
             live_executors = live,
             "ready"
@@ -145,7 +151,7 @@ impl Core {
         loop {
             tokio::select! {
                 biased;
-                record = self.probe.next(), if ring_works => match record {
+                record = self.exits.next(), if ring_works => match record {
                     Ok(record) => self.guarded(|core| core.on_exit(&record)),
                     Err(error) => {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
@@ -192,6 +198,7 @@ impl Core {
                     tracing::debug!(%container, ?executor, "executor learnt");
                     run.executor = Some(executor);
                     run.seat = seat.or(run.seat.take());
+                    self.follow_executor(container, executor);
                 }
             }
             Message::Identified(identity) => {
@@ -344,7 +351,7 @@ impl Core {
     }
 
     fn check_losses(&mut self) {
-        match self.probe.losses() {
+        match self.exits.losses() {
             Ok(losses) if losses.missed() > self.losses.missed() => {
                 tracing::warn!(
                     ?losses,
@@ -390,10 +397,10 @@ impl Core {
     // ---- the end
 
     async fn shut_down(mut self) {
-        if let Err(error) = self.probe.detach() {
+        if let Err(error) = self.exits.detach() {
             tracing::warn!(%error, "the exit probe cannot be detached; its end comes with this process");
         }
-        let last = self.probe.drain();
+        let last = self.exits.drain();
         for record in &last {
             self.guarded(|core| core.on_exit(record));
         }

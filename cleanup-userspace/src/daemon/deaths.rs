@@ -9,7 +9,7 @@ use super::learn::{await_alone, identify, learn_agent, learn_executor, learn_run
 use super::surveyor::SECOND_LOOK;
 use crate::case::{Death, Origin};
 use crate::mesos::ContainerId;
-use crate::probe::ExitRecord;
+use crate::probe::{ExitRecord, ProbeKind};
 use crate::process::{Proc, monotonic_ns, unix_seconds};
 use crate::registry::{self, AgentIndex, Ended, Launcher, Run, Verdict, cgroups_of, judge};
 
@@ -64,15 +64,31 @@ impl Core {
                         self.sender.clone(),
                     ));
                 }
-                if run.executor.is_none() {
-                    tokio::spawn(learn_executor(
-                        Arc::clone(&self.host),
-                        run,
-                        self.sender.clone(),
-                    ));
+                match run.executor {
+                    Some(executor) => self.follow_executor(container, executor),
+                    None => {
+                        tokio::spawn(learn_executor(
+                            Arc::clone(&self.host),
+                            run,
+                            self.sender.clone(),
+                        ));
+                    }
                 }
             }
             None => self.wait_for_the_rest(container),
+        }
+    }
+
+    /// Without a probe only its own pidfd tells of an executor that ends before its
+    /// helper does: milliseconds that its pod needs for a graceful stop.
+    pub(super) fn follow_executor(&self, container: ContainerId, executor: Proc) {
+        if self.probe_kind() == ProbeKind::Poll {
+            tokio::spawn(watch_process(
+                container,
+                executor,
+                Ended::Executor(executor),
+                self.sender.clone(),
+            ));
         }
     }
 

@@ -11,14 +11,14 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::core::Message;
 use crate::case::Host;
 use crate::mesos::ContainerId;
-use crate::process::{Proc, stat};
+use crate::process::{Proc, has_no_pidfds, stat};
 use crate::registry::{self, AgentIndex, Ended, Run, cgroups_of, find_identity, seat_of};
 
 /// How fast to look for a PID file or for an executor that the helper is about
 /// to start: doubling from the first to the longest. A helper may fetch for
 /// minutes; one whose executor cannot be recognised is looked at for ever.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+pub const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const SLOWEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Learns a run: its helper first, its sandbox, and then its executor.
@@ -132,7 +132,9 @@ pub async fn watch_process(
                 poll(proc, &sender).await;
             }
         },
-        // No pidfds before Linux 5.3, or no descriptor left.
+        // Before Linux 5.3: said once, at the start.
+        Err(error) if has_no_pidfds(&error) => poll(proc, &sender).await,
+        // No descriptor left.
         Err(error) => {
             tracing::warn!(%container, pid = proc.pid, %error, "no pidfd; polling");
             poll(proc, &sender).await;

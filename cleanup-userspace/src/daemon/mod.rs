@@ -6,6 +6,7 @@ mod casebook;
 mod clean;
 mod core;
 mod deaths;
+mod exits;
 mod learn;
 mod memory;
 pub(crate) mod preflight;
@@ -27,7 +28,7 @@ use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
-use crate::probe::{self, Probe, ProbeOptions, RootSpec};
+use crate::probe::{self, ProbeOptions, RootSpec};
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -59,13 +60,12 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             roots.push(spec);
         }
     }
-    let probe = Probe::start(ProbeOptions {
+    let options = ProbeOptions {
         roots,
-        ring_bytes: config.probe.ring_bytes,
-        kernel_log: config.probe.kernel_log,
-    })
-    .await
-    .context("the exit probe cannot run on this host")?;
+        ring_bytes: config.ebpf.ring_bytes,
+        kernel_log: config.ebpf.kernel_log,
+    };
+    let exits = exits::choose(config.probe, options).await?;
     memory::give_back();
 
     for agent in &agents {
@@ -96,7 +96,7 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    Core::new(host, probe, &unfinished).run(stop.wait()).await;
+    Core::new(host, exits, &unfinished).run(stop.wait()).await;
     Ok(())
 }
 

@@ -3,13 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Check;
+use super::{Check, probe};
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::Config;
 use crate::daemon::preflight::{self, NAMESPACES};
 use crate::docker::Docker;
 use crate::mesos::discover;
-use crate::probe::{self, GroupDeadSource, ProbeError};
 use crate::run_dir::RunLock;
 
 /// Docker answers in milliseconds or not at all.
@@ -19,7 +18,8 @@ const DOCKER_ANSWERS: Duration = Duration::from_secs(5);
 pub async fn checks(config: &Config) -> Vec<Check> {
     let mut checks = vec![root()];
     checks.extend(NAMESPACES.iter().map(namespace));
-    checks.extend([kernel(), kernel_types(), cgroups()]);
+    checks.extend(probe::checks(config.probe));
+    checks.push(cgroups());
     checks.extend(docker(config).await);
     checks.extend(agents(config));
     checks.push(run_dir(config));
@@ -42,43 +42,6 @@ fn namespace(namespace: &preflight::Namespace) -> Check {
             format!("{error:#}"),
             format!("run it {}", namespace.how),
         ),
-    }
-}
-
-fn kernel() -> Check {
-    const WHAT: &str = "kernel";
-    match probe::examine_kernel() {
-        Ok(release) => Check::ok(WHAT, format!("Linux {release}, and what loading BPF takes")),
-        Err(error) => Check::refused(WHAT, error.to_string(), remedy(&error)),
-    }
-}
-
-fn kernel_types() -> Check {
-    const WHAT: &str = "kernel types";
-    match probe::examine_types() {
-        Ok(GroupDeadSource::Argument) => Check::ok(
-            WHAT,
-            "BTF, and a tracepoint that tells the end of a process",
-        ),
-        Ok(GroupDeadSource::LiveCounter) => Check::ok(
-            WHAT,
-            "BTF; the end of a process is told by its thread counter",
-        ),
-        Err(error) => Check::refused(WHAT, error.to_string(), remedy(&error)),
-    }
-}
-
-fn remedy(error: &ProbeError) -> String {
-    match error {
-        ProbeError::Unsupported { remedy, .. } => remedy.clone(),
-        ProbeError::MissingCapability { .. } => {
-            "run as root with CAP_BPF and CAP_PERFMON".to_owned()
-        }
-        ProbeError::NoBtf { .. } | ProbeError::InvalidBtf { .. } => {
-            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y".to_owned()
-        }
-        ProbeError::KernelTooOld { .. } => "boot Linux 5.8 or later".to_owned(),
-        _ => "report it with the output of `uname -r`".to_owned(),
     }
 }
 

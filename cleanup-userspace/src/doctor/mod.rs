@@ -8,6 +8,7 @@ mod elf;
 pub mod host;
 pub mod load;
 pub mod module;
+mod probe;
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! The exit probe: a BPF program that reports the end of every executor, and what it needs around.
+//! The exit probe: a BPF program that reports the end of every executor, what it needs around, and
+//! what there is where it cannot run ([`ExitSource`]).
 
 pub mod btf;
 mod error;
@@ -8,6 +9,7 @@ mod mounts;
 mod offsets;
 mod record;
 mod roots;
+mod source;
 mod stream;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
@@ -20,6 +22,7 @@ pub use self::{
     error::ProbeError,
     loss::Losses,
     record::{ExitRecord, TaskHierarchies},
+    source::{ExitSource, ProbeKind},
 };
 use self::{
     loader::{Loaded, Program},

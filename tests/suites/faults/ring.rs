@@ -11,7 +11,7 @@ const LOSSES: &str = "the kernel could not report every exit; looking at everyth
 
 #[test]
 fn a_ring_that_overflows() -> Result<()> {
-    let bed = Bed::start("ring", &[], "probe.ring_bytes = 4096")?;
+    let bed = Bed::start("ring", &[], "ebpf.ring_bytes = 4096")?;
     let neighbour = bed.pod("neighbour", &[OBEDIENT])?;
     let empty: Vec<StandInRun> = (0..RUNS)
         .map(|n| bed.agent.launch(&format!("empty-{n}")))

@@ -25,7 +25,7 @@ use super::gauge::Gauge;
 /// A ring of one page, so that a burst can fill it; and no brake on deaths that
 /// are found after the fact: a daemon that was killed finds a whole batch of them.
 const CONFIG: &str = "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"\nmax_inferred_stops = 0\n\
-                      probe.ring_bytes = 4096";
+                      ebpf.ring_bytes = 4096";
 /// Of the journal's file system.
 const JOURNAL: &CStr = c"size=24m,mode=0700";
 const FILLER: &str = "filler";
