@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::docker::Dockerd;
@@ -116,6 +117,8 @@ struct Manner<'a> {
     /// Where it is to end itself.
     crash_at: Option<&'a str>,
     environment: &'a [(&'a str, String)],
+    /// A program, with arguments, that runs it.
+    wrapper: &'a [&'a str],
 }
 
 impl Default for Manner<'_> {
@@ -125,6 +128,7 @@ impl Default for Manner<'_> {
             log_format: "json",
             crash_at: None,
             environment: &[],
+            wrapper: &[],
         }
     }
 }
@@ -222,6 +226,36 @@ impl Watcher {
         Self::spawn_as(scratch, socket, agents, options, &Manner::default())
     }
 
+    /// [`start`](Self::start), run by another program, which becomes it.
+    pub fn start_through(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+        wrapper: &[&str],
+    ) -> Result<Self> {
+        let manner = Manner {
+            wrapper,
+            ..Manner::default()
+        };
+        Self::start_as(scratch, &docker.socket(), agents, options, &manner)
+    }
+
+    /// [`spawn`](Self::spawn), with more in its environment.
+    pub fn spawn_in(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
+        let manner = Manner {
+            environment,
+            ..Manner::default()
+        };
+        Self::spawn_as(scratch, socket, agents, options, &manner)
+    }
+
     /// [`start`](Self::start), with a log for people: [`wait_text`](Self::wait_text)
     /// reads it, and nothing else here does.
     pub fn start_with_human_log(
@@ -267,9 +301,18 @@ impl Watcher {
             log_format,
             crash_at,
             environment,
+            wrapper,
         } = manner;
         let path = configure_as(scratch, socket, agents, options, log_format)?;
-        let mut command = scratch.command(bins::find("compose-cleanup")?);
+        let program = bins::find("compose-cleanup")?;
+        let mut command = match wrapper {
+            [] => scratch.command(program),
+            [wrapper, arguments @ ..] => {
+                let mut command = scratch.command(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+        };
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", filter);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -445,6 +488,10 @@ impl Watcher {
             Ok(found)
         })
         .with_context(|| log::tail(self.log_path(), 30))
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.service.signal(signal)
     }
 
     /// SIGTERM; how it ended.
