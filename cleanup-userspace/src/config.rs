@@ -1,5 +1,7 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
+mod check;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::case::Exclude;
 use crate::cgroup::CgroupsRoot;
 use crate::mesos::AgentDirs;
+
+pub use check::{Problem, problems};
+
+/// The default configuration with every key and what it is for: what packages
+/// install.
+pub const EXAMPLE: &str = include_str!("../../deploy/config.toml");
 
 /// Whether effects are carried out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

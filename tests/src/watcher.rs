@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::docker::Dockerd;
@@ -240,6 +241,21 @@ impl Watcher {
         Self::spawn_as(scratch, socket, agents, options, &Manner::default())
     }
 
+    /// [`spawn`](Self::spawn), with more in its environment.
+    pub fn spawn_in(
+        scratch: &Scratch,
+        socket: &Path,
+        agents: &[AgentPlace],
+        options: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
+        let manner = Manner {
+            environment,
+            ..Manner::default()
+        };
+        Self::spawn_as(scratch, socket, agents, options, &manner)
+    }
+
     /// [`start`](Self::start), with a log for people: [`wait_text`](Self::wait_text)
     /// reads it, and nothing else here does.
     pub fn start_with_human_log(
@@ -289,13 +305,13 @@ impl Watcher {
         } = manner;
         let path = configure_as(scratch, socket, agents, options, log_format)?;
         let program = bins::find("compose-cleanup")?;
-        let mut command = match wrapper.split_first() {
-            Some((wrapper, arguments)) => {
+        let mut command = match wrapper {
+            [] => scratch.command(program),
+            [wrapper, arguments @ ..] => {
                 let mut command = scratch.command(wrapper);
                 command.args(arguments).arg(program);
                 command
             }
-            None => scratch.command(program),
         };
         command.arg("watch").arg("--config").arg(&path);
         command.env("RUST_LOG", filter);
@@ -472,6 +488,10 @@ impl Watcher {
             Ok(found)
         })
         .with_context(|| log::tail(self.log_path(), 30))
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.service.signal(signal)
     }
 
     /// SIGTERM; how it ended.

@@ -3,6 +3,8 @@
 mod case;
 mod cases;
 mod clean;
+mod completions;
+mod config;
 mod doctor;
 mod history;
 mod hold;
@@ -13,10 +15,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// The program's name.
+const NAME: &str = "compose-cleanup";
+
 /// Cleans up after dead Mesos executors: stops their Docker Compose pods and
 /// removes the cgroups they left behind.
 #[derive(Debug, Parser)]
-#[command(name = "compose-cleanup", version, propagate_version = true)]
+#[command(name = NAME, version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,6 +36,10 @@ enum Command {
     Hold(hold::Hold),
     Release(hold::Release),
     Doctor(doctor::Doctor),
+    Config(config::Configuration),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(completions::Man),
 }
 
 impl Cli {
@@ -45,6 +54,9 @@ impl Cli {
             Command::Hold(hold) => hold.run().map(|()| ExitCode::SUCCESS),
             Command::Release(release) => release.run().map(|()| ExitCode::SUCCESS),
             Command::Doctor(doctor) => doctor.run(),
+            Command::Config(config) => config.run(),
+            Command::Completions(completions) => completions.run().map(|()| ExitCode::SUCCESS),
+            Command::Man(man) => man.run().map(|()| ExitCode::SUCCESS),
         }
     }
 }

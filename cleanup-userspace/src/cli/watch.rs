@@ -24,6 +24,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT   stop: detach, finish the stop requests that run, exit 0
+  SIGHUP            nothing: the configuration is read at the start only
 
 Exit status:
   0  stopped by a signal

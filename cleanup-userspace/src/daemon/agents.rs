@@ -1,4 +1,5 @@
-//! Notices that an agent has come back: what it left undone may be done now.
+//! Notices what an agent is doing, and that it has come back: what it left undone
+//! may be done now.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,15 @@ pub async fn follow_agent(host: Arc<Host>, agent: AgentIndex, sender: UnboundedS
         // Reads `/proc`.
         let state = tokio::task::spawn_blocking(move || looked.agents[agent].state()).await;
         let Ok(state) = state else { return };
-        if is_back(last.replace(state), state) && sender.send(Message::AgentBack(agent)).is_err() {
+        let before = last.replace(state);
+        let mut news = Vec::new();
+        if before != Some(state) {
+            news.push(Message::AgentState(agent, state));
+        }
+        if is_back(before, state) {
+            news.push(Message::AgentBack(agent));
+        }
+        if news.into_iter().any(|news| sender.send(news).is_err()) {
             return;
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -2,7 +2,7 @@
 //! run, and opens, wakes or closes a case. It never waits for anything but the
 //! next signal.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use super::agents::follow_agent;
 use super::casebook::Casebook;
 use super::deaths::noticed;
+use super::supervisor::{Supervisor, standing};
 use super::surveyor::{SECOND_LOOK, Surveyor};
 use crate::case::{CaseMessage, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
 use crate::journal::Unfinished;
-use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
+use crate::mesos::{AgentState, ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::probe::{ExitSource, Losses, ProbeKind};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
@@ -50,6 +51,8 @@ pub enum Message {
     Runtime(AgentIndex, RuntimeChange),
     /// An agent that was gone, or recovered, is at work.
     AgentBack(AgentIndex),
+    /// What an agent is doing now, if that is news.
+    AgentState(AgentIndex, AgentState),
     Surveyed(Survey),
     Closed(Box<Record>),
     /// A case's task died: a defect, which must not cost the pod.
@@ -80,11 +83,19 @@ pub struct Core {
     questions: UnboundedReceiver<Question>,
     losses: Losses,
     docker_up: Option<bool>,
+    /// Of those that were looked at.
+    agents: BTreeMap<AgentIndex, AgentState>,
+    supervisor: Arc<Supervisor>,
     pub(super) counters: Counters,
 }
 
 impl Core {
-    pub fn new(host: Arc<Host>, exits: ExitSource, unfinished: &[Unfinished]) -> Self {
+    pub fn new(
+        host: Arc<Host>,
+        exits: ExitSource,
+        unfinished: &[Unfinished],
+        supervisor: Arc<Supervisor>,
+    ) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
         let mut casebook = Casebook::new(Arc::clone(&host), sender.clone());
         casebook.expect(unfinished);
@@ -103,6 +114,8 @@ impl Core {
             messages,
             losses: Losses::default(),
             docker_up: None,
+            agents: BTreeMap::new(),
+            supervisor,
             counters: Counters::default(),
         }
     }
@@ -123,7 +136,8 @@ impl Core {
         ));
         let (request_sender, mut requests) = mpsc::unbounded_channel();
         tokio::spawn(follow_inbox(self.host.config.inbox_dir(), request_sender));
-        self.first_survey().await;
+        let supervisor = Arc::clone(&self.supervisor);
+        supervisor.feeding(self.first_survey()).await;
         for agent in 0..self.host.agents.len() {
             self.follow_runtime_dir(agent);
             tokio::spawn(follow_agent(
@@ -140,8 +154,10 @@ impl Core {
             live_executors = live,
             "ready"
         );
+        self.supervisor.ready(&self.standing());
 
-        let mut tick = interval(TICK);
+        let pause = self.supervisor.longest_pause();
+        let mut tick = interval(pause.map_or(TICK, |pause| pause.min(TICK)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut surveys = interval(self.host.config.reconcile_interval);
         surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,6 +165,9 @@ impl Core {
         tokio::pin!(stop);
         let mut ring_works = true;
         loop {
+            // Each turn of this loop is the sign of life: ticks alone may have to
+            // wait behind a flood of exits.
+            self.supervisor.alive();
             tokio::select! {
                 biased;
                 record = self.exits.next(), if ring_works => match record {
@@ -167,11 +186,25 @@ impl Core {
                 _ = tick.tick() => {
                     ring_works = true;
                     self.guarded(Self::check_losses);
+                    self.supervisor.status(&self.standing());
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
             }
         }
-        self.shut_down().await;
+        self.supervisor.stopping();
+        let supervisor = Arc::clone(&self.supervisor);
+        supervisor.feeding(self.shut_down()).await;
+    }
+
+    /// One line for the service manager: what is at hand, and what is missing.
+    fn standing(&self) -> String {
+        let agents = self.agents.iter().map(|(agent, state)| {
+            let work_dir = self.host.dirs(*agent).work_dir.as_path();
+            (work_dir, *state)
+        });
+        let live = self.host.registry().iter().count();
+        let open = self.casebook.open_cases();
+        standing(self.host.config.mode, live, open, self.docker_up, agents)
     }
 
     /// A defect in one handler must not end the daemon: the survey finds what
@@ -214,6 +247,9 @@ impl Core {
                 self.on_appeared(agent, container);
             }
             Message::Runtime(_, RuntimeChange::Vanished(container)) => self.on_vanished(container),
+            Message::AgentState(agent, state) => {
+                self.agents.insert(agent, state);
+            }
             Message::AgentBack(agent) => {
                 tracing::info!(
                     work_dir = %self.host.dirs(agent).work_dir.display(),

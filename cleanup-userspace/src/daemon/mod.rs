@@ -10,6 +10,7 @@ mod exits;
 mod learn;
 mod memory;
 pub(crate) mod preflight;
+mod supervisor;
 mod surveyor;
 mod turn;
 
@@ -17,10 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
 use self::core::Core;
+use self::supervisor::Supervisor;
 use self::turn::Turn;
 use crate::case::Host;
 use crate::cgroup::{Hierarchies, Hierarchy};
@@ -29,6 +31,7 @@ use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
 use crate::probe::{self, ProbeOptions, RootSpec};
+use crate::run_dir::RunLock;
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -38,7 +41,23 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::check()?;
     preflight::raise_descriptor_limit();
     memory::keep_small();
-    let mut stop = Stop::new()?;
+    let mut stop = Stop::of_watch()?;
+    let supervisor = Arc::new(Supervisor::from_environment());
+    let prepared = supervisor.feeding(prepare(config, &mut stop, &supervisor));
+    if let Some((_turn, core)) = Box::pin(prepared).await? {
+        core.run(stop.wait()).await;
+    } else {
+        supervisor.stopping();
+    }
+    Ok(())
+}
+
+/// Everything before the loop. `None`: stopped meanwhile.
+async fn prepare(
+    config: Config,
+    stop: &mut Stop,
+    supervisor: &Arc<Supervisor>,
+) -> anyhow::Result<Option<(RunLock, Core)>> {
     let run_dir = config.run_dir.clone();
     let turn = Turn::of_watch(&run_dir)?;
     let hierarchies = Hierarchies::discover()?;
@@ -46,8 +65,9 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
 
     let agents = tokio::select! {
-        agents = find_agents(&config) => agents,
-        () = stop.wait() => return Ok(()),
+        // Whether an agent ever comes is not the service manager's concern.
+        agents = find_agents(&config, || supervisor.ready("no agent is configured and none runs: waiting for one")) => agents,
+        () = stop.wait() => return Ok(None),
     };
     // Several agents may share a root: the kernel program knows it once.
     let mut roots: Vec<RootSpec> = Vec::new();
@@ -77,9 +97,9 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
         );
     }
     // What ends meanwhile waits in the ring.
-    let _turn = tokio::select! {
+    let turn = tokio::select! {
         turn = turn.come(&run_dir) => turn?,
-        () = stop.wait() => return Ok(()),
+        () = stop.wait() => return Ok(None),
     };
     let mode = config.mode;
     let (journal, unfinished) = open_journal(&config).await?;
@@ -96,8 +116,8 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    Core::new(host, exits, &unfinished).run(stop.wait()).await;
-    Ok(())
+    let core = Core::new(host, exits, &unfinished, Arc::clone(supervisor));
+    Ok(Some((turn, core)))
 }
 
 /// The journal, and the cases that it has open.
@@ -136,8 +156,9 @@ fn launcher_hierarchy(
     })
 }
 
-/// The configured agents, else the ones that run; waits for the first of those.
-async fn find_agents(config: &Config) -> Vec<AgentDirs> {
+/// The configured agents, else the ones that run; waits for the first of those, and
+/// says so once by calling `waits`.
+async fn find_agents(config: &Config, waits: impl Fn()) -> Vec<AgentDirs> {
     if !config.agents.is_empty() {
         return config.agents.iter().map(AgentDirs::from).collect();
     }
@@ -154,6 +175,7 @@ async fn find_agents(config: &Config) -> Vec<AgentDirs> {
                 "no agent is configured and no mesos-agent runs: waiting for one; \
                  name its directories in [[agents]] to watch before it starts"
             );
+            waits();
             complained = true;
         }
         tokio::time::sleep(DISCOVERY).await;
@@ -162,8 +184,10 @@ async fn find_agents(config: &Config) -> Vec<AgentDirs> {
 
 /// SIGTERM or SIGINT.
 struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// SIGHUP, which means no end. `None`: what the system makes of it.
+    hangup: Option<Signal>,
 }
 
 impl Stop {
@@ -171,13 +195,40 @@ impl Stop {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+            hangup: None,
+        })
+    }
+
+    /// Of the daemon, to which a SIGHUP may mean that its configuration is another.
+    fn of_watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            hangup: Some(signal(SignalKind::hangup()).context("cannot handle SIGHUP")?),
+            ..Self::new()?
         })
     }
 
     async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        let Self {
+            terminate,
+            interrupt,
+            hangup,
+        } = self;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                Some(()) = hung_up(hangup.as_mut()) => tracing::warn!(
+                    "SIGHUP changes nothing: the configuration is read at the start only; \
+                     ask `compose-cleanup config check`, then restart the daemon"
+                ),
+            }
         }
+    }
+}
+
+async fn hung_up(hangup: Option<&mut Signal>) -> Option<()> {
+    match hangup {
+        Some(hangup) => hangup.recv().await,
+        None => std::future::pending().await,
     }
 }

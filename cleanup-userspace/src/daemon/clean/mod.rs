@@ -97,7 +97,7 @@ pub async fn clean_from_inbox(
     let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
     let agents = tokio::select! {
-        agents = find_agents(&config) => agents,
+        agents = find_agents(&config, || ()) => agents,
         () = sleep_until(deadline) => {
             tracing::warn!("no agent was found in time: the requests are kept for the next run");
             return Ok(CleanOutcome::Unfinished);
