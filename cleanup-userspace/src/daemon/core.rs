@@ -20,6 +20,7 @@ use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
 use crate::journal::Unfinished;
 use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
+use crate::metrics::{Panicked, RequestOutcome};
 use crate::probe::{Losses, Probe};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
@@ -117,7 +118,11 @@ impl Core {
             docker_sender,
         ));
         let (request_sender, mut requests) = mpsc::unbounded_channel();
-        tokio::spawn(follow_inbox(self.host.config.inbox_dir(), request_sender));
+        tokio::spawn(follow_inbox(
+            self.host.config.inbox_dir(),
+            request_sender,
+            self.host.metrics.clone(),
+        ));
         self.first_survey().await;
         for agent in 0..self.host.agents.len() {
             self.follow_runtime_dir(agent);
@@ -143,6 +148,7 @@ impl Core {
         tokio::pin!(stop);
         let mut ring_works = true;
         loop {
+            self.host.metrics.turned();
             tokio::select! {
                 biased;
                 record = self.probe.next(), if ring_works => match record {
@@ -150,6 +156,7 @@ impl Core {
                     Err(error) => {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
                         ring_works = false;
+                        self.host.metrics.ring_is_broken(true);
                         self.begin_survey(Duration::ZERO);
                     }
                 },
@@ -159,8 +166,11 @@ impl Core {
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
                 () = &mut stop => break,
                 _ = tick.tick() => {
+                    // Broken until it can be read for a whole tick.
+                    self.host.metrics.ring_is_broken(!ring_works);
                     ring_works = true;
                     self.guarded(Self::check_losses);
+                    self.guarded(|core| core.sample());
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
             }
@@ -172,6 +182,7 @@ impl Core {
     /// the handler left undone.
     fn guarded(&mut self, handle: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| handle(self))).is_err() {
+            self.host.metrics.panicked(Panicked::Handler);
             tracing::error!("a handler panicked; the next survey looks at everything again");
             self.begin_survey(SECOND_LOOK);
         }
@@ -230,6 +241,7 @@ impl Core {
                     tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
                 }
                 self.docker_up = Some(true);
+                self.host.metrics.docker_up(true);
                 for info in self.host.index.running() {
                     self.casebook.on_active(&info);
                 }
@@ -241,6 +253,7 @@ impl Core {
                     tracing::warn!(%error, "Docker is not there; trying on, cases are kept");
                 }
                 self.docker_up = Some(false);
+                self.host.metrics.docker_up(false);
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
         }
@@ -250,7 +263,13 @@ impl Core {
     fn on_request(&mut self, request: Request) {
         self.counters.requests += 1;
         tracing::debug!(executor = %printable(&request.executor_id), "the hook told of an executor");
-        if !self.casebook.requested(&request) {
+        let known = self.casebook.requested(&request);
+        self.host.metrics.requested(if known {
+            RequestOutcome::Known
+        } else {
+            RequestOutcome::Surveyed
+        });
+        if !known {
             self.surveyor.remember(request);
             self.begin_survey(Duration::ZERO);
         }
@@ -280,7 +299,10 @@ impl Core {
         let (host, known) = (Arc::clone(&self.host), HashSet::new());
         match tokio::task::spawn_blocking(move || survey(&host, &known)).await {
             Ok(found) => self.on_survey(found),
-            Err(error) => tracing::error!(%error, "the first survey failed"),
+            Err(error) => {
+                self.host.metrics.reconcile_failed();
+                tracing::error!(%error, "the first survey failed");
+            }
         }
     }
 
@@ -301,6 +323,7 @@ impl Core {
         for run in self.surveyor.confirm(dead) {
             tracing::info!(container = %run.container, "a dead run that no event told of");
             self.counters.deaths += 1;
+            self.host.metrics.orphan();
             let origin = self.surveyor.origin_of(&run);
             self.casebook.open(run, noticed(origin));
         }
@@ -339,8 +362,20 @@ impl Core {
         }
     }
 
+    /// Notes what is nobody's event.
+    fn sample(&self) {
+        let metrics = &self.host.metrics;
+        metrics.held(self.host.is_holding());
+        metrics.journal(&self.host.journal.stats());
+        metrics.live_executors(self.host.registry().iter().count());
+    }
+
     fn check_losses(&mut self) {
-        match self.probe.losses() {
+        let losses = self.probe.losses();
+        if let Ok(losses) = &losses {
+            self.host.metrics.losses(losses);
+        }
+        match losses {
             Ok(losses) if losses.missed() > self.losses.missed() => {
                 tracing::warn!(
                     ?losses,

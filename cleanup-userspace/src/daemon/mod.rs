@@ -27,6 +27,7 @@ use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
+use crate::metrics::Metrics;
 use crate::probe::{self, Probe, ProbeOptions, RootSpec};
 
 /// How often to look for an agent while none is known.
@@ -38,11 +39,13 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     preflight::raise_descriptor_limit();
     memory::keep_small();
     let mut stop = Stop::new()?;
+    let metrics = Metrics::default();
+    metrics.enforcing(config.mode == Mode::Enforce);
     let run_dir = config.run_dir.clone();
     let turn = Turn::of_watch(&run_dir)?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
+    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?.counted_by(metrics);
 
     let agents = tokio::select! {
         agents = find_agents(&config) => agents,
