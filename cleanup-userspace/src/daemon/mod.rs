@@ -27,7 +27,7 @@ use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::probe::{self, Probe, ProbeOptions, RootSpec};
 
 /// How often to look for an agent while none is known.
@@ -43,6 +43,9 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     metrics.enforcing(config.mode == Mode::Enforce);
     let run_dir = config.run_dir.clone();
     let turn = Turn::of_watch(&run_dir)?;
+    if let Some(address) = config.metrics.listen {
+        tokio::spawn(metrics::serve(address, metrics.clone()));
+    }
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?.counted_by(metrics);

@@ -8,6 +8,7 @@
 
 mod case;
 mod health;
+mod listener;
 mod series;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use prometheus_client::registry::Registry;
 pub use self::case::CaseMeter;
 use self::health::Pulse;
 pub use self::health::{Illness, LOOP_DEADLINE};
+pub use self::listener::serve;
 use self::series::{Each, Registrar, Seconds};
 use crate::case::{CaseResult, Origin, Progress, Record};
 use crate::cgroup::Busy;
