@@ -1,9 +1,10 @@
 //! What the daemon exports, from a real daemon: that it counts what happened, that
 //! it tells when the daemon hangs, and that nobody who connects can do more than
-//! read.
+//! read. And that page, rules and dashboard name what it exports.
 
 mod counts;
 mod http;
+mod named;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
