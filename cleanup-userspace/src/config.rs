@@ -3,6 +3,7 @@
 mod check;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -211,6 +212,7 @@ pub struct Config {
     pub cgroup: CgroupConfig,
     pub ebpf: EbpfConfig,
     pub journal: JournalConfig,
+    pub metrics: MetricsConfig,
     /// Executors that are left alone.
     pub exclude: Vec<Exclude>,
     /// The Mesos agents of this host. Empty: found by looking at what runs.
@@ -251,6 +253,18 @@ pub struct JournalConfig {
     pub max_age: Duration,
     /// Bytes on disk; the oldest closed cases go first.
     pub max_bytes: u64,
+}
+
+/// Metrics and health over HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// IP address and port; not set: nothing is served. Port 0: one that is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Whether that address may be one that others than this host reach. Everybody
+    /// who does may read.
+    pub allow_remote: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +316,7 @@ impl Default for Config {
             cgroup: CgroupConfig::default(),
             ebpf: EbpfConfig::default(),
             journal: JournalConfig::default(),
+            metrics: MetricsConfig::default(),
             exclude: Vec::new(),
             agents: Vec::new(),
         }
@@ -436,6 +451,13 @@ impl Config {
         }
         if self.journal.max_bytes < SMALLEST_JOURNAL {
             return refuse("journal.max_bytes", "must be at least 4194304 (4 MiB)");
+        }
+        let reaches_out = |listen: SocketAddr| !listen.ip().to_canonical().is_loopback();
+        if self.metrics.listen.is_some_and(reaches_out) && !self.metrics.allow_remote {
+            return refuse(
+                "metrics.listen",
+                "is an address that others than this host may reach: choose one of the loopback (127.0.0.1, [::1]), or set allow_remote = true as well",
+            );
         }
         if let Some(at) = self.exclude.iter().position(Exclude::is_empty) {
             return refuse(

@@ -9,6 +9,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -19,6 +20,7 @@ use rustix::fs::{
 use tokio::sync::mpsc;
 
 use crate::mesos::Identity;
+use crate::metrics::{Metrics, RequestOutcome};
 use crate::run_dir::open_private;
 
 /// The first line of a request.
@@ -90,6 +92,7 @@ pub enum Refusal {
 pub struct Inbox {
     path: PathBuf,
     dir: OwnedFd,
+    refused: AtomicU64,
 }
 
 impl Inbox {
@@ -98,6 +101,7 @@ impl Inbox {
         Ok(Self {
             path: path.to_owned(),
             dir: open_private(path)?,
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -216,6 +220,7 @@ impl Inbox {
             aside = %self.path.join(REFUSED).display(),
             "a request in the inbox is refused: {refusal}"
         );
+        self.refused.fetch_add(1, Ordering::Relaxed);
         let _ = mkdirat(&self.dir, REFUSED, Mode::RWXU);
         let aside = format!("{REFUSED}/{}", written_as(name));
         if renameat(&self.dir, name, &self.dir, aside.as_str()).is_err() {
@@ -225,10 +230,14 @@ impl Inbox {
 }
 
 /// Hands over every request until the receiver is gone.
-pub async fn follow_inbox(path: PathBuf, requests: mpsc::UnboundedSender<Request>) {
+pub async fn follow_inbox(
+    path: PathBuf,
+    requests: mpsc::UnboundedSender<Request>,
+    metrics: Metrics,
+) {
     let mut complained = false;
     while !requests.is_closed() {
-        match follow(&path, &requests).await {
+        match follow(&path, &requests, &metrics).await {
             Ok(()) => complained = false,
             Err(error) if !complained => {
                 complained = true;
@@ -259,11 +268,19 @@ pub async fn wait_for_request(path: &Path) -> io::Result<()> {
 }
 
 /// Until the directory has to be opened anew.
-async fn follow(path: &Path, requests: &mpsc::UnboundedSender<Request>) -> io::Result<()> {
+async fn follow(
+    path: &Path,
+    requests: &mpsc::UnboundedSender<Request>,
+    metrics: &Metrics,
+) -> io::Result<()> {
     let inbox = Inbox::open(path)?;
     let mut events = inbox.events()?;
     loop {
-        for request in inbox.take()? {
+        let taken = inbox.take();
+        for _ in 0..inbox.refused.swap(0, Ordering::Relaxed) {
+            metrics.requested(RequestOutcome::Refused);
+        }
+        for request in taken? {
             let _ = requests.send(request);
         }
         tokio::select! {
@@ -460,10 +477,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("inbox");
         let (sender, mut requests) = mpsc::unbounded_channel();
-        let follow = tokio::spawn(follow_inbox(path.clone(), sender));
+        let metrics = Metrics::default();
+        let follow = tokio::spawn(follow_inbox(path.clone(), sender, metrics.clone()));
         while !path.exists() {
             tokio::task::yield_now().await;
         }
+        fs::write(path.join("0-1-1.request"), "garbage").unwrap();
         fs::write(path.join(".tmp-1"), text(b"F", b"E")).unwrap();
         fs::rename(path.join(".tmp-1"), path.join("1-1-1.request")).unwrap();
         let request = requests.recv().await.unwrap();
@@ -471,6 +490,9 @@ mod tests {
             (request.framework_id, request.executor_id),
             ("F".into(), "E".into())
         );
+        let counted = "compose_cleanup_inbox_requests_total{outcome=\"refused\"} 1\n";
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(counted), "{text}");
         drop(requests);
         follow.await.unwrap();
     }

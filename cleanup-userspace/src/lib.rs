@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod inbox;
 pub mod journal;
 pub mod mesos;
+pub mod metrics;
 pub mod probe;
 pub mod process;
 pub mod reconcile;

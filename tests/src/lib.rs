@@ -18,6 +18,7 @@ pub mod host;
 pub mod log;
 pub mod mesos;
 pub mod mounts;
+pub mod openmetrics;
 pub mod process;
 pub mod random;
 pub mod scratch;

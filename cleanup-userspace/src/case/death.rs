@@ -27,6 +27,8 @@ pub enum Proof {
 }
 
 impl Origin {
+    pub const ALL: [Self; 4] = [Self::Kernel, Self::Pidfd, Self::Hook, Self::Scan];
+
     pub fn proof(self) -> Proof {
         match self {
             Self::Kernel | Self::Pidfd => Proof::Kernel,

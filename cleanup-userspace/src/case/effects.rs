@@ -113,7 +113,18 @@ pub fn begin_removal(
                     if kind(&below, own) == Directory::Agents && !(agents && free) {
                         continue;
                     }
-                    removed += usize::from(cgroup.remove(&below)? == Removal::Removed);
+                    match cgroup.remove(&below) {
+                        Ok(Removal::Removed) => {
+                            host.metrics.cgroup_removed();
+                            removed += 1;
+                        }
+                        Ok(Removal::Gone) => {}
+                        Ok(Removal::Busy(busy)) => host.metrics.rmdir_retry(Some(busy)),
+                        Err(error) => {
+                            host.metrics.rmdir_retry(None);
+                            return Err(error.into());
+                        }
+                    }
                 }
             }
             Ok(removed)

@@ -119,7 +119,7 @@ impl Ground for Arc<Host> {
     }
 
     fn ledger(&self) -> Ledger {
-        Ledger::new(self.journal.clone(), CaseId::next())
+        Ledger::new(self.journal.clone(), CaseId::next(), self.metrics.clone())
     }
 
     fn opened(&self, ledger: &Ledger, run: &Run, death: &Death) {

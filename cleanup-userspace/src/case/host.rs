@@ -12,6 +12,7 @@ use crate::config::{AnonymousVolumes, Config, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
 use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
+use crate::metrics::Metrics;
 use crate::process::Proc;
 use crate::reconcile::Nowhere;
 use crate::registry::{AgentIndex, Registry};
@@ -35,6 +36,7 @@ pub struct Host {
     pub docker: Docker,
     pub index: Index,
     pub journal: Journal,
+    pub metrics: Metrics,
     pub lists: Lists,
     pub agents: Vec<Agent>,
     roots: Vec<CgroupsRoot>,
@@ -125,6 +127,7 @@ impl Host {
         agents: Vec<AgentDirs>,
     ) -> Self {
         Self {
+            metrics: docker.metrics().clone(),
             brake: Brake::new(config.max_inferred_stops, &config.run_dir),
             config,
             hierarchies,

@@ -2,12 +2,13 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 
-use super::decide::Step;
+use super::decide::{Ownership, Step};
 use super::pod::Found;
 use super::record::{Record, key_name};
 use super::{Death, Ending};
 use crate::journal::{CaseId, Closing, Journal, Opening, unix_ns};
 use crate::mesos::AgentDirs;
+use crate::metrics::{CaseMeter, Metrics};
 use crate::registry::Run;
 
 /// Where a case's steps are written down. No call waits, and none fails.
@@ -18,22 +19,31 @@ pub struct Ledger {
     seq: u32,
     /// The step that has begun and not ended.
     current: Option<Step>,
+    /// `None`: it is counted nowhere.
+    meter: Option<CaseMeter>,
 }
 
 impl Ledger {
     /// Writes nothing until the case is [`opened`](Self::opened).
-    pub fn new(journal: Journal, case: CaseId) -> Self {
+    pub fn new(journal: Journal, case: CaseId, metrics: Metrics) -> Self {
         Self {
             journal,
             case,
             seq: 0,
             current: None,
+            meter: Some(CaseMeter::new(metrics)),
         }
     }
 
     /// Nowhere.
     pub fn none() -> Self {
-        Self::new(Journal::disabled(), CaseId::next())
+        Self {
+            journal: Journal::disabled(),
+            case: CaseId::next(),
+            seq: 0,
+            current: None,
+            meter: None,
+        }
     }
 
     pub fn case(&self) -> CaseId {
@@ -85,6 +95,9 @@ impl Ledger {
 
     /// A step begins. Waiting for the same thing again goes on with the same wait.
     pub fn step(&mut self, step: Step) {
+        if let Some(meter) = &mut self.meter {
+            meter.step(step);
+        }
         if self.current == Some(step) {
             return;
         }
@@ -96,6 +109,13 @@ impl Ledger {
         self.current = Some(step);
         self.journal
             .step_began(self.case, self.seq, step.name(), None);
+    }
+
+    /// Whose the run's own cgroups are when this step begins.
+    pub fn teardown(&mut self, step: Step, ownership: Ownership) {
+        if let Some(meter) = &mut self.meter {
+            meter.teardown(step, ownership);
+        }
     }
 
     /// What the current step came to; a wait is not over by that.

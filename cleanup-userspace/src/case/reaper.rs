@@ -130,6 +130,7 @@ impl<G: Ground> Reaper<G> {
             tracing::trace!(container = %self.state.record.run.container, ?facts, ?step, "step");
             crash::point(step, crash::Moment::Before);
             self.ledger.step(step);
+            self.ledger.teardown(step, facts.ownership);
             let done = match step {
                 Step::Stop => {
                     self.stop();

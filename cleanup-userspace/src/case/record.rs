@@ -99,6 +99,29 @@ pub enum Progress {
 }
 
 impl Progress {
+    /// Of every progress there is: [`as_str`](Self::as_str).
+    pub const NAMES: [&str; 9] = [
+        "term",
+        "grace_kill",
+        "agent_kill",
+        "kill",
+        "cgroup_kill",
+        "already",
+        "kept",
+        "would_stop",
+        "unfinished",
+    ];
+
+    /// How a container ended, or how it was left when its case was over.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ended(ending) => ending.as_str(),
+            Self::Found => "would_stop",
+            Self::Kept => "kept",
+            Self::Asked | Self::Failed { .. } => "unfinished",
+        }
+    }
+
     /// Of a container that was found to run.
     pub fn of(found: &Found) -> Self {
         if found.keep { Self::Kept } else { Self::Found }
@@ -160,6 +183,15 @@ pub enum CaseResult {
 }
 
 impl CaseResult {
+    /// Everything that a case which is not open can have come to.
+    pub const CLOSED: [Self; 5] = [
+        Self::Clean,
+        Self::Excluded,
+        Self::Dismissed,
+        Self::Observed,
+        Self::HandedOver,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -209,13 +241,7 @@ impl Record {
     pub fn endings(&self) -> String {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for container in self.containers.values() {
-            let name = match container.progress {
-                Progress::Ended(ending) => ending.as_str(),
-                Progress::Found => "would_stop",
-                Progress::Kept => "kept",
-                Progress::Asked | Progress::Failed { .. } => "unfinished",
-            };
-            *counts.entry(name).or_default() += 1;
+            *counts.entry(container.progress.as_str()).or_default() += 1;
         }
         if counts.is_empty() {
             return "none".to_owned();

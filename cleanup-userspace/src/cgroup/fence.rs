@@ -37,8 +37,29 @@ pub enum Removal {
     Removed,
     /// Somebody else was faster: as good as removed.
     Gone,
-    /// Something is still in it (EBUSY, ENOTEMPTY): try again later.
+    /// Something is still in it: try again later.
+    Busy(Busy),
+}
+
+/// Why a directory cannot be removed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Busy {
+    /// EBUSY: a process or another cgroup is in it.
     Busy,
+    /// ENOTEMPTY.
+    NotEmpty,
+}
+
+impl Busy {
+    pub const ALL: [Self; 2] = [Self::Busy, Self::NotEmpty];
+
+    /// The errno.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "EBUSY",
+            Self::NotEmpty => "ENOTEMPTY",
+        }
+    }
 }
 
 impl RunCgroup {
@@ -190,7 +211,8 @@ impl RunCgroup {
         match removed {
             Ok(()) => Ok(Removal::Removed),
             Err(Errno::NOENT | Errno::NODEV) => Ok(Removal::Gone),
-            Err(Errno::BUSY | Errno::NOTEMPTY) => Ok(Removal::Busy),
+            Err(Errno::BUSY) => Ok(Removal::Busy(Busy::Busy)),
+            Err(Errno::NOTEMPTY) => Ok(Removal::Busy(Busy::NotEmpty)),
             Err(error) => Err(error.into()),
         }
     }
@@ -381,7 +403,8 @@ mod tests {
     fn removes_bottom_up_and_calls_gone_a_success() {
         let (_dir, hierarchy) = host();
         let run = open(&hierarchy).unwrap();
-        assert_eq!(run.remove(Path::new("")).unwrap(), Removal::Busy);
+        let removal = run.remove(Path::new("")).unwrap();
+        assert_eq!(removal, Removal::Busy(Busy::NotEmpty));
         for below in run.tree().unwrap() {
             assert_eq!(run.remove(&below).unwrap(), Removal::Removed, "{below:?}");
             assert_eq!(run.remove(&below).unwrap(), Removal::Gone, "{below:?}");

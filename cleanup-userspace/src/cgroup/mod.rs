@@ -6,7 +6,7 @@ mod hierarchy;
 mod kill;
 mod root;
 
-pub use fence::{Removal, RunCgroup, docker_child};
+pub use fence::{Busy, Removal, RunCgroup, docker_child};
 pub use hierarchy::{Hierarchies, Hierarchy, Membership, Mode, membership};
 pub use kill::{KillError, kill_docker, kill_own};
 pub use root::{CgroupsRoot, InvalidRoot};

@@ -96,6 +96,21 @@ fn an_unknown_key_is_refused_with_its_place() {
 }
 
 #[test]
+fn metrics_are_for_this_host_unless_others_may_read_them() {
+    assert_eq!(parse("").unwrap().metrics.listen, None);
+    for address in [
+        "127.0.0.1:9109",
+        "127.9.9.9:0",
+        "[::1]:9109",
+        "[::ffff:127.0.0.1]:9109",
+    ] {
+        let config = parse(&format!("[metrics]\nlisten = {address:?}")).unwrap();
+        assert_eq!(config.metrics.listen, Some(address.parse().unwrap()));
+    }
+    parse("[metrics]\nlisten = \"0.0.0.0:9109\"\nallow_remote = true").unwrap();
+}
+
+#[test]
 fn wrong_values_are_refused_with_their_key() {
     for (text, key) in [
         ("mode = \"yes\"", "mode"),
@@ -122,6 +137,11 @@ fn wrong_values_are_refused_with_their_key() {
         ("[journal]\npath = \"/\"", "`journal.path`"),
         ("[journal]\nmax_bytes = 1000", "`journal.max_bytes`"),
         ("[journal]\nmax_age = \"long\"", "max_age"),
+        ("[metrics]\nlisten = \"localhost:9109\"", "listen"),
+        ("[metrics]\nlisten = \"127.0.0.1\"", "listen"),
+        ("[metrics]\nlisten = \"0.0.0.0:9109\"", "`metrics.listen`"),
+        ("[metrics]\nlisten = \"[::]:9109\"", "`metrics.listen`"),
+        ("[metrics]\nlisten = \"192.0.2.1:9109\"", "allow_remote"),
         ("[[agents]]\nwork_dir = \"work\"", "`agents[0].work_dir`"),
         ("[[exclude]]\nexecutor = \"a[\"", "`a[`"),
         ("[[exclude]]", "`exclude[0]`"),

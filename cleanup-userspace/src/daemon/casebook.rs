@@ -14,6 +14,8 @@ use crate::docker::{ContainerInfo, named_runs};
 use crate::inbox::Request;
 use crate::journal::{CaseId, Closing, Unfinished};
 use crate::mesos::ContainerId;
+use crate::metrics::Panicked;
+use crate::process::monotonic_ns;
 use crate::registry::Run;
 
 /// Closed runs that are remembered, so that a late container reopens its case at
@@ -40,6 +42,8 @@ pub struct Casebook {
 
 #[derive(Debug)]
 struct Open {
+    /// CLOCK_MONOTONIC.
+    since_ns: u64,
     inbox: UnboundedSender<CaseMessage>,
     run: Run,
     death: Death,
@@ -110,12 +114,14 @@ impl Casebook {
         self.open.insert(
             container,
             Open {
+                since_ns: monotonic_ns(),
                 inbox,
                 run,
                 death,
                 panicked,
             },
         );
+        self.note_oldest();
         let sender = self.sender.clone();
         let work = tokio::spawn(reaper.run());
         tokio::spawn(async move {
@@ -130,6 +136,8 @@ impl Casebook {
     pub fn close(&mut self, record: Record) {
         let container = record.run.container;
         self.open.remove(&container);
+        self.note_oldest();
+        self.host.metrics.case_closed(&record);
         if record.is_case() {
             self.cases += 1;
             self.containers += record.containers.len();
@@ -227,6 +235,8 @@ impl Casebook {
         let Some(open) = self.open.remove(&container) else {
             return;
         };
+        self.note_oldest();
+        self.host.metrics.panicked(Panicked::Case);
         if open.panicked {
             tracing::error!(%container, "the task of a case panicked again; the case is given up until the next start");
             self.bury(Tombstone {
@@ -238,6 +248,11 @@ impl Casebook {
             tracing::error!(%container, "the task of a case panicked; it begins again");
             self.start(open.run, open.death, true);
         }
+    }
+
+    fn note_oldest(&self) {
+        let oldest = self.open.values().map(|open| open.since_ns).min();
+        self.host.metrics.oldest_open_case(oldest);
     }
 
     /// A case's task died while the daemon stops.

@@ -21,6 +21,7 @@ use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
 use crate::journal::Unfinished;
 use crate::mesos::{AgentState, ContainerId, Identity, RuntimeChange, watch_runtime_dir};
+use crate::metrics::{Panicked, RequestOutcome};
 use crate::probe::{ExitSource, Losses, ProbeKind};
 use crate::process::Proc;
 use crate::reconcile::{Survey, survey};
@@ -135,7 +136,11 @@ impl Core {
             docker_sender,
         ));
         let (request_sender, mut requests) = mpsc::unbounded_channel();
-        tokio::spawn(follow_inbox(self.host.config.inbox_dir(), request_sender));
+        tokio::spawn(follow_inbox(
+            self.host.config.inbox_dir(),
+            request_sender,
+            self.host.metrics.clone(),
+        ));
         let supervisor = Arc::clone(&self.supervisor);
         supervisor.feeding(self.first_survey()).await;
         for agent in 0..self.host.agents.len() {
@@ -168,6 +173,7 @@ impl Core {
             // Each turn of this loop is the sign of life: ticks alone may have to
             // wait behind a flood of exits.
             self.supervisor.alive();
+            self.host.metrics.turned();
             tokio::select! {
                 biased;
                 record = self.exits.next(), if ring_works => match record {
@@ -175,6 +181,7 @@ impl Core {
                     Err(error) => {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
                         ring_works = false;
+                        self.host.metrics.ring_is_broken(true);
                         self.begin_survey(Duration::ZERO);
                     }
                 },
@@ -184,9 +191,12 @@ impl Core {
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
                 () = &mut stop => break,
                 _ = tick.tick() => {
+                    // Broken until it can be read for a whole tick.
+                    self.host.metrics.ring_is_broken(!ring_works);
                     ring_works = true;
                     self.guarded(Self::check_losses);
                     self.supervisor.status(&self.standing());
+                    self.guarded(|core| core.sample());
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
             }
@@ -211,6 +221,7 @@ impl Core {
     /// the handler left undone.
     fn guarded(&mut self, handle: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| handle(self))).is_err() {
+            self.host.metrics.panicked(Panicked::Handler);
             tracing::error!("a handler panicked; the next survey looks at everything again");
             self.begin_survey(SECOND_LOOK);
         }
@@ -273,6 +284,7 @@ impl Core {
                     tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
                 }
                 self.docker_up = Some(true);
+                self.host.metrics.docker_up(true);
                 for info in self.host.index.running() {
                     self.casebook.on_active(&info);
                 }
@@ -284,6 +296,7 @@ impl Core {
                     tracing::warn!(%error, "Docker is not there; trying on, cases are kept");
                 }
                 self.docker_up = Some(false);
+                self.host.metrics.docker_up(false);
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
         }
@@ -293,7 +306,13 @@ impl Core {
     fn on_request(&mut self, request: Request) {
         self.counters.requests += 1;
         tracing::debug!(executor = %printable(&request.executor_id), "the hook told of an executor");
-        if !self.casebook.requested(&request) {
+        let known = self.casebook.requested(&request);
+        self.host.metrics.requested(if known {
+            RequestOutcome::Known
+        } else {
+            RequestOutcome::Surveyed
+        });
+        if !known {
             self.surveyor.remember(request);
             self.begin_survey(Duration::ZERO);
         }
@@ -323,7 +342,10 @@ impl Core {
         let (host, known) = (Arc::clone(&self.host), HashSet::new());
         match tokio::task::spawn_blocking(move || survey(&host, &known)).await {
             Ok(found) => self.on_survey(found),
-            Err(error) => tracing::error!(%error, "the first survey failed"),
+            Err(error) => {
+                self.host.metrics.reconcile_failed();
+                tracing::error!(%error, "the first survey failed");
+            }
         }
     }
 
@@ -344,6 +366,7 @@ impl Core {
         for run in self.surveyor.confirm(dead) {
             tracing::info!(container = %run.container, "a dead run that no event told of");
             self.counters.deaths += 1;
+            self.host.metrics.orphan();
             let origin = self.surveyor.origin_of(&run);
             self.casebook.open(run, noticed(origin));
         }
@@ -386,8 +409,20 @@ impl Core {
         }
     }
 
+    /// Notes what is nobody's event.
+    fn sample(&self) {
+        let metrics = &self.host.metrics;
+        metrics.held(self.host.is_holding());
+        metrics.journal(&self.host.journal.stats());
+        metrics.live_executors(self.host.registry().iter().count());
+    }
+
     fn check_losses(&mut self) {
-        match self.exits.losses() {
+        let losses = self.exits.losses();
+        if let Ok(losses) = &losses {
+            self.host.metrics.losses(losses);
+        }
+        match losses {
             Ok(losses) if losses.missed() > self.losses.missed() => {
                 tracing::warn!(
                     ?losses,

@@ -11,24 +11,37 @@ use crate::case::{Death, Origin};
 use crate::mesos::ContainerId;
 use crate::probe::{ExitRecord, ProbeKind};
 use crate::process::{Proc, monotonic_ns, unix_seconds};
-use crate::registry::{self, AgentIndex, Ended, Launcher, Run, Verdict, cgroups_of, judge};
+use crate::registry::{self, AgentIndex, Ended, Launcher, Role, Run, Verdict, cgroups_of, judge};
 
 impl Core {
     pub(super) fn on_exit(&mut self, record: &ExitRecord) {
         self.counters.exits += 1;
         let Ok(container) = record.container.parse::<ContainerId>() else {
             self.counters.foreign += 1;
+            self.host.metrics.exit(Role::Foreign);
             return;
         };
         let known = self.host.registry().get(container).is_some();
         if !known && !self.learn_late(container, record) {
             self.counters.foreign += 1;
+            self.host.metrics.exit(if self.casebook.knows(container) {
+                Role::Over
+            } else {
+                Role::Foreign
+            });
             tracing::debug!(%container, pid = record.tgid, "an exit in the cgroup of an unknown run");
             return;
         }
+        let ended = Ended::from(record);
+        let role = self
+            .host
+            .registry()
+            .get(container)
+            .map_or(Role::Over, |run| Role::of(run, ended));
+        self.host.metrics.exit(role);
         self.on_ended(
             container,
-            Ended::from(record),
+            ended,
             &Death {
                 origin: Origin::Kernel,
                 at_ns: record.at_ns,

@@ -30,6 +30,7 @@ use crate::config::{Config, Layout, Mode};
 use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
+use crate::metrics::{self, Metrics};
 use crate::probe::{self, ProbeOptions, RootSpec};
 use crate::run_dir::RunLock;
 
@@ -58,11 +59,16 @@ async fn prepare(
     stop: &mut Stop,
     supervisor: &Arc<Supervisor>,
 ) -> anyhow::Result<Option<(RunLock, Core)>> {
+    let metrics = Metrics::default();
+    metrics.enforcing(config.mode == Mode::Enforce);
     let run_dir = config.run_dir.clone();
     let turn = Turn::of_watch(&run_dir)?;
+    if let Some(address) = config.metrics.listen {
+        tokio::spawn(metrics::serve(address, metrics.clone()));
+    }
     let hierarchies = Hierarchies::discover()?;
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
+    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?.counted_by(metrics);
 
     let agents = tokio::select! {
         // Whether an agent ever comes is not the service manager's concern.

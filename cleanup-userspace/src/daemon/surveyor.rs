@@ -59,9 +59,13 @@ impl Surveyor {
             return;
         }
         let (host, sender) = (Arc::clone(&self.host), self.sender.clone());
+        let metrics = host.metrics.clone();
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
             let found = tokio::task::spawn_blocking(move || survey(&host, &known)).await;
+            if found.is_err() {
+                metrics.reconcile_failed();
+            }
             let _ = sender.send(Message::Surveyed(found.unwrap_or_default()));
         });
     }
@@ -114,6 +118,7 @@ impl Surveyor {
 
     /// Says once of each unknown run that it is left alone, and why.
     pub fn report_unknown(&mut self, unknown: &BTreeMap<ContainerId, Unknown>) {
+        self.host.metrics.unknown_runs(unknown.len());
         for (container, Unknown { why, .. }) in unknown {
             if self.unknown.insert(*container) {
                 tracing::info!(%container, why, "unknown run: left alone");

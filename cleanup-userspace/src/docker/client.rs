@@ -24,6 +24,7 @@ use hyperlocal::UnixConnector;
 use super::container::PROJECT_LABEL;
 use super::network::{ComposeNetwork, NETWORK_LABEL};
 use super::{ContainerInfo, ContainerState};
+use crate::metrics::Metrics;
 
 /// Idle connections kept open. bollard's own transport keeps none, which costs
 /// 0.1 ms a request, and needs the socket to exist when it is made.
@@ -72,6 +73,48 @@ pub struct DockerFacts {
     pub cgroup_driver: String,
 }
 
+/// What is asked of Docker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Ping,
+    Info,
+    Stop,
+    Kill,
+    Remove,
+    Inspect,
+    List,
+    ListNetworks,
+    RemoveNetwork,
+}
+
+impl Operation {
+    pub const ALL: [Self; 9] = [
+        Self::Ping,
+        Self::Info,
+        Self::Stop,
+        Self::Kill,
+        Self::Remove,
+        Self::Inspect,
+        Self::List,
+        Self::ListNetworks,
+        Self::RemoveNetwork,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Info => "info",
+            Self::Stop => "stop",
+            Self::Kill => "kill",
+            Self::Remove => "remove",
+            Self::Inspect => "inspect",
+            Self::List => "list",
+            Self::ListNetworks => "list_networks",
+            Self::RemoveNetwork => "remove_network",
+        }
+    }
+}
+
 /// How a stop, kill or remove went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
@@ -86,6 +129,7 @@ pub struct Docker {
     client: bollard::Docker,
     socket: String,
     timeout: Duration,
+    metrics: Metrics,
 }
 
 impl Docker {
@@ -121,12 +165,24 @@ impl Docker {
             client,
             socket,
             timeout,
+            metrics: Metrics::default(),
         })
+    }
+
+    /// Counts its requests there.
+    #[must_use]
+    pub fn counted_by(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// Where its requests are counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Whether the daemon answers; keeps a connection warm.
     pub async fn ping(&self) -> Result<(), DockerError> {
-        self.within(self.timeout, "ping", self.client.ping())
+        self.within(Operation::Ping, self.timeout, "ping", self.client.ping())
             .await
             .map(|_| ())
     }
@@ -134,7 +190,12 @@ impl Docker {
     /// What this Docker is.
     pub async fn facts(&self) -> Result<DockerFacts, DockerError> {
         let info = self
-            .within(self.timeout, "tell what it is", self.client.info())
+            .within(
+                Operation::Info,
+                self.timeout,
+                "tell what it is",
+                self.client.info(),
+            )
             .await?;
         Ok(DockerFacts {
             version: info.server_version.unwrap_or_else(|| "?".to_owned()),
@@ -156,8 +217,13 @@ impl Docker {
         client.set_timeout(limit);
         let asked = client.stop_container(id, Some(options));
         absent_is_done(
-            self.within(limit, &format!("stop container {id}"), asked)
-                .await,
+            self.within(
+                Operation::Stop,
+                limit,
+                &format!("stop container {id}"),
+                asked,
+            )
+            .await,
         )
     }
 
@@ -166,8 +232,13 @@ impl Docker {
         let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
         let asked = self.client.kill_container(id, Some(options));
         absent_is_done(
-            self.within(self.timeout, &format!("kill container {id}"), asked)
-                .await,
+            self.within(
+                Operation::Kill,
+                self.timeout,
+                &format!("kill container {id}"),
+                asked,
+            )
+            .await,
         )
     }
 
@@ -181,7 +252,12 @@ impl Docker {
             .build();
         let asked = self.client.remove_container(id, Some(options));
         match self
-            .within(self.timeout, &format!("remove container {id}"), asked)
+            .within(
+                Operation::Remove,
+                self.timeout,
+                &format!("remove container {id}"),
+                asked,
+            )
             .await
         {
             Ok(()) => Ok(Stopped::Done),
@@ -199,7 +275,12 @@ impl Docker {
             .client
             .inspect_container(id, None::<InspectContainerOptions>);
         match self
-            .within(self.timeout, &format!("inspect container {id}"), asked)
+            .within(
+                Operation::Inspect,
+                self.timeout,
+                &format!("inspect container {id}"),
+                asked,
+            )
             .await
         {
             Ok(answer) => Ok(Some((
@@ -238,6 +319,7 @@ impl Docker {
             .build();
         let listed = self
             .within(
+                Operation::List,
                 self.timeout,
                 "list containers",
                 self.client.list_containers(Some(options)),
@@ -254,7 +336,14 @@ impl Docker {
         let filters = filters_of(&[("label", &[NETWORK_LABEL])]);
         let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
         let asked = self.client.list_networks(Some(options));
-        let listed = self.within(self.timeout, "list networks", asked).await?;
+        let listed = self
+            .within(
+                Operation::ListNetworks,
+                self.timeout,
+                "list networks",
+                asked,
+            )
+            .await?;
         Ok(listed
             .iter()
             .filter_map(ComposeNetwork::from_list)
@@ -265,7 +354,10 @@ impl Docker {
     pub async fn remove_network(&self, id: &str) -> Result<Stopped, DockerError> {
         let asked = self.client.remove_network(id);
         let what = format!("remove network {id}");
-        match self.within(self.timeout, &what, asked).await {
+        match self
+            .within(Operation::RemoveNetwork, self.timeout, &what, asked)
+            .await
+        {
             Ok(()) => Ok(Stopped::Done),
             // In use (403, later releases 409), or gone.
             Err(DockerError::Refused {
@@ -314,11 +406,12 @@ impl Docker {
 
     async fn within<T>(
         &self,
+        operation: Operation,
         limit: Duration,
         what: &str,
         asked: impl Future<Output = Result<T, BollardError>>,
     ) -> Result<T, DockerError> {
-        match tokio::time::timeout(limit, asked).await {
+        let answer = match tokio::time::timeout(limit, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(BollardError::RequestTimeoutError)) | Err(_) => Err(DockerError::Timeout {
                 what: what.to_owned(),
@@ -326,7 +419,9 @@ impl Docker {
                 limit,
             }),
             Ok(Err(error)) => Err(describe(what, &self.socket, &error)),
-        }
+        };
+        self.metrics.docker_request(operation, &answer);
+        answer
     }
 }
 
@@ -413,6 +508,10 @@ mod tests {
         .unwrap();
         let error = docker.ping().await.unwrap_err();
         assert!(error.is_transient());
+        let text = docker.metrics().encode().unwrap();
+        let counted =
+            "compose_cleanup_docker_requests_total{operation=\"ping\",outcome=\"unreachable\"} 1\n";
+        assert!(text.contains(counted), "{text}");
         let text = error.to_string();
         assert!(
             text.contains("/nonexistent/docker.sock") && text.contains("ping"),

@@ -9,7 +9,7 @@ mod join;
 mod network;
 mod shared;
 
-pub use client::{Docker, DockerError, DockerFacts, Stopped};
+pub use client::{Docker, DockerError, DockerFacts, Operation, Stopped};
 pub use container::{ContainerInfo, ContainerState, PROJECT_LABEL, is_agents_own};
 pub use follow::{DockerChange, Listed, Lists, follow_docker};
 pub use index::Index;

@@ -101,6 +101,11 @@ impl Backlog {
         self.cases.values().any(|case| case.dirty)
     }
 
+    /// Cases with something that is not written.
+    pub fn unwritten(&self) -> usize {
+        self.cases.values().filter(|case| case.dirty).count()
+    }
+
     pub fn absorb(&mut self, entries: impl IntoIterator<Item = Entry>) {
         for entry in entries {
             self.take(entry);

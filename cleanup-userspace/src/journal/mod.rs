@@ -59,6 +59,10 @@ pub struct Stats {
     pub waiting: usize,
     pub dropped_steps: u64,
     pub dropped_cases: u64,
+    /// Attempts to open or write it that failed.
+    pub errors: u64,
+    /// Cases with something that is in memory only.
+    pub unwritten_cases: usize,
     /// Databases that could not be used and were set aside.
     pub set_aside: u64,
     /// On disk; 0 while it is not open.
@@ -271,6 +275,8 @@ impl Journal {
             waiting: shared.queue.waiting(),
             dropped_steps: get(&shared.dropped_steps),
             dropped_cases: get(&shared.dropped_cases),
+            errors: get(&shared.errors),
+            unwritten_cases: shared.unwritten_cases.load(Ordering::Relaxed),
             set_aside: get(&shared.set_aside),
             bytes: get(&shared.bytes),
             failing_since_unix_ns: (failing != 0).then_some(failing),

@@ -324,10 +324,15 @@ async fn a_place_that_cannot_be_used_is_tried_again() {
     journal.case_opened(case, opening(1));
     assert!(!journal.flush(Duration::from_millis(300)).await);
     assert!(journal.stats().failing_since_unix_ns.is_some());
+    assert!(journal.stats().errors >= 1);
+    while journal.stats().unwritten_cases != 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     fs::remove_file(&path).unwrap();
     flush(&journal).await;
     assert!(journal.stats().failing_since_unix_ns.is_none());
+    assert_eq!(journal.stats().unwritten_cases, 0);
     assert_eq!(cases(&path)[0].id, case);
 }
 

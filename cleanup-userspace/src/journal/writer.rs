@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub dropped_cases: AtomicU64,
     pub bytes: AtomicU64,
     pub set_aside: AtomicU64,
+    pub errors: AtomicU64,
+    pub unwritten_cases: AtomicUsize,
     /// Nanoseconds since 1970; 0 while all is well.
     pub failing_since: AtomicI64,
 }
@@ -148,6 +150,9 @@ impl Writer {
         let stats = &self.shared;
         let bytes = self.store.as_ref().map_or(0, Store::bytes);
         stats.bytes.store(bytes, Ordering::Relaxed);
+        stats
+            .unwritten_cases
+            .store(self.backlog.unwritten(), Ordering::Relaxed);
         let dropped = self.backlog.dropped;
         let (steps, facts) = self.refused;
         stats
@@ -247,6 +252,7 @@ impl Writer {
     }
 
     fn failed(&mut self, error: &StoreError) {
+        self.shared.errors.fetch_add(1, Ordering::Relaxed);
         match error {
             StoreError::Unusable { reason, problem } => {
                 if let Some(store) = self.store.take() {

@@ -29,6 +29,20 @@ impl From<&ExitRecord> for Ended {
     }
 }
 
+impl Ended {
+    /// Whether it was this process that ended.
+    fn is(self, proc: Option<Proc>) -> bool {
+        proc.is_some_and(|proc| match self {
+            Self::Group {
+                tgid,
+                start_boottime_ns,
+                ..
+            } => proc.matches(tgid, start_boottime_ns),
+            Self::Helper(ended) | Self::Executor(ended) => proc == ended,
+        })
+    }
+}
+
 /// What an exit means for its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -47,23 +61,65 @@ pub enum Verdict {
     Nobody,
 }
 
+/// Whose exit the kernel reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The executor's.
+    Executor,
+    /// The launcher helper's, of an executor that is not known to have ended.
+    Helper,
+    /// A child's of the helper, of a run whose executor is not known.
+    HelperChild,
+    /// Another process' in the container's cgroup.
+    Nobody,
+    /// In a run whose case is open, or was closed: the helper's after its executor's.
+    Over,
+    /// In a cgroup beneath the root that is no configured agent's run.
+    Foreign,
+}
+
+impl Role {
+    pub const ALL: [Self; 6] = [
+        Self::Executor,
+        Self::Helper,
+        Self::HelperChild,
+        Self::Nobody,
+        Self::Over,
+        Self::Foreign,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Executor => "executor",
+            Self::Helper => "helper",
+            Self::HelperChild => "helper_child",
+            Self::Nobody => "nobody",
+            Self::Over => "over",
+            Self::Foreign => "foreign",
+        }
+    }
+
+    /// Whose it was in a run that lives, as far as is known of that.
+    pub fn of(run: &Run, ended: Ended) -> Self {
+        if ended.is(run.executor) {
+            Self::Executor
+        } else if ended.is(run.helper) {
+            Self::Helper
+        } else if judge(run, ended, |_| true) == Verdict::HelperDecides {
+            Self::HelperChild
+        } else {
+            Self::Nobody
+        }
+    }
+}
+
 /// Judges an exit by what is known of the run. `alive` is asked of the executor
 /// only.
 pub fn judge(run: &Run, ended: Ended, alive: impl Fn(Proc) -> bool) -> Verdict {
-    let is = |proc: Option<Proc>| {
-        proc.is_some_and(|proc| match ended {
-            Ended::Group {
-                tgid,
-                start_boottime_ns,
-                ..
-            } => proc.matches(tgid, start_boottime_ns),
-            Ended::Helper(ended) | Ended::Executor(ended) => proc == ended,
-        })
-    };
-    if is(run.executor) {
+    if ended.is(run.executor) {
         return Verdict::Dead;
     }
-    if is(run.helper) {
+    if ended.is(run.helper) {
         return match run.executor {
             Some(executor) if alive(executor) => Verdict::Orphaned,
             Some(_) => Verdict::Dead,
@@ -115,6 +171,21 @@ mod tests {
             tgid,
             ppid,
             start_boottime_ns: ticks * 10_000_000 + 1,
+        }
+    }
+
+    #[test]
+    fn every_exit_is_somebodys() {
+        let (known, unlearnt) = (run(Some(EXECUTOR)), run(None));
+        for (run, ended, role) in [
+            (&known, group(101, 100, 6), Role::Executor),
+            (&known, group(101, 100, 7), Role::Nobody),
+            (&known, group(100, 50, 5), Role::Helper),
+            (&known, group(300, 100, 9), Role::Nobody),
+            (&unlearnt, group(300, 100, 9), Role::HelperChild),
+            (&unlearnt, group(300, 1, 9), Role::Nobody),
+        ] {
+            assert_eq!(Role::of(run, ended), role, "{ended:?}");
         }
     }
 

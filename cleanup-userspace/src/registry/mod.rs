@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use judge::{Ended, Verdict, judge};
+pub use judge::{Ended, Role, Verdict, judge};
 pub use learn::{
     executor_of, find_identity, is_recorded, known_identity, learn, search_identity, seat_of,
 };
