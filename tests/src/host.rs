@@ -33,7 +33,8 @@ pub enum Probe {
 }
 
 impl Probe {
-    fn option(self) -> &'static str {
+    /// A line of the daemon's configuration.
+    pub fn option(self) -> &'static str {
         match self {
             Self::Ebpf => "probe = \"ebpf\"\n",
             Self::Poll => "probe = \"poll\"\n",

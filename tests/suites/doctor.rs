@@ -212,6 +212,7 @@ fn hosts() -> Result<()> {
     ] {
         assert_verdict(&report, name, "ok", "")?;
     }
+    assert_verdict(&report, "probe", "ok", "ebpf")?;
     assert_verdict(&report, "docker cgroups", "ok", "cgroupfs")?;
     assert_verdict(&report, "mesos agent", "warning", "/run")?;
     assert_verdict(&report, "at work", "warning", "nobody")?;
@@ -235,6 +236,46 @@ fn hosts() -> Result<()> {
         "{}",
         run.output
     );
+    Ok(())
+}
+
+/// Root without the rights that eBPF takes: which way of noticing deaths the daemon
+/// would get, and why.
+#[test]
+fn hosts_without_ebpf() -> Result<()> {
+    let scratch = Scratch::new("doctor-probe")?;
+    let config = scratch.path().join("config.toml");
+    for (probe, verdict, words, status) in [
+        ("ebpf", "refused", "ebpf, which cannot run here", REFUSED),
+        ("auto", "warning", "poll, by probe = \"auto\"", 0),
+        ("poll", "warning", "poll, as configured", 0),
+    ] {
+        let run_dir = scratch.path().join("run");
+        fs::write(
+            &config,
+            format!("probe = {probe:?}\nrun_dir = {:?}\n", run_dir.display()),
+        )?;
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--bounding-set=-bpf,-perfmon,-sys_admin", "--inh-caps=-all"])
+            .arg(bins::find("compose-cleanup")?)
+            .args(["doctor", "--output", "json", "--config"])
+            .arg(&config);
+        let run = Run::plain(&scratch, command)?;
+        let report: Value =
+            serde_json::from_str(&run.output).with_context(|| run.output.clone())?;
+        run.expect(status)?;
+        assert_verdict(&report, "probe", verdict, words)?;
+        assert_verdict(&report, "probe", verdict, "CAP_BPF and CAP_PERFMON")?;
+        assert_verdict(&report, "kernel", verdict, "CAP_BPF and CAP_PERFMON")?;
+        let remedy = &check(&report, "probe")?["remedy"];
+        ensure!(
+            remedy
+                .as_str()
+                .is_some_and(|remedy| remedy.contains("found seconds later")),
+            "what it loses is not said: {remedy}"
+        );
+    }
     Ok(())
 }
 

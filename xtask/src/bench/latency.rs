@@ -48,6 +48,7 @@ const GRACE: &str = "10s";
 Examples:
   cargo xtask bench latency
   cargo xtask bench latency --deaths 50 --storm-only
+  cargo xtask bench latency --probe poll --idle-only
   cargo xtask bench latency --stand-in --json latency.json")]
 pub(super) struct Args {
     /// Executors to kill in each condition
@@ -70,9 +71,39 @@ pub(super) struct Args {
     #[arg(long, value_name = "V", default_value = "1.11.0")]
     version: String,
 
+    /// How the daemon notices deaths
+    ///
+    /// Without eBPF it does not know when an executor ended, and its own figures
+    /// count from when it noticed: only the container's end is reported then.
+    #[arg(long, value_enum, default_value = "ebpf")]
+    probe: Probe,
+
     /// Write everything, each death included, to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Probe {
+    Ebpf,
+    Poll,
+}
+
+impl Probe {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Poll => "poll",
+        }
+    }
+
+    /// Who notices a death, as the daemon says it.
+    fn origin(self) -> &'static str {
+        match self {
+            Self::Ebpf => "kernel",
+            Self::Poll => "pidfd",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,18 +121,19 @@ impl Condition {
     }
 }
 
-/// One executor's death; times in milliseconds. A case that did not ask Docker for
-/// anything, since its container had ended before, has no times for that.
+/// One executor's death; times in milliseconds after it, where the daemon knows
+/// when that was. A case that did not ask Docker for anything, since its container
+/// had ended before, has no times for that.
 #[derive(Debug, Clone)]
 pub(super) struct Death {
-    pub(super) event: f64,
+    pub(super) event: Option<f64>,
     pub(super) first_stop: Option<f64>,
     /// Docker's answer to the request.
     pub(super) confirmed: Option<f64>,
     /// The container's first process was gone.
     pub(super) ended: f64,
     pub(super) ending: String,
-    /// Noticed by the kernel's event; its one container was asked to stop, and the
+    /// Noticed as it should be; its one container was asked to stop, and the
     /// host seen clean.
     pub(super) regular: bool,
 }
@@ -138,6 +170,7 @@ fn measure(args: &Args) -> Result<ExitCode> {
         storm_only,
         stand_in,
         version,
+        probe,
         json,
     } = args;
     let agents = if *stand_in {
@@ -153,9 +186,14 @@ fn measure(args: &Args) -> Result<ExitCode> {
     ];
     let mut all = Vec::new();
     for (condition, _) in conditions.into_iter().filter(|(_, left_out)| !left_out) {
-        all.push(series(&agents, condition, usize::try_from(*deaths)?)?);
+        all.push(series(
+            &agents,
+            *probe,
+            condition,
+            usize::try_from(*deaths)?,
+        )?);
     }
-    let title = agents.describe();
+    let title = format!("{}; probe: {}", agents.describe(), probe.name());
     println!("\n{}", report::render(&title, &machine, &all));
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&report::json(&title, &machine, &all))?;
@@ -164,8 +202,11 @@ fn measure(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn series(agents: &Agents, condition: Condition, count: usize) -> Result<Series> {
-    let options = format!("mode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\"");
+fn series(agents: &Agents, probe: Probe, condition: Condition, count: usize) -> Result<Series> {
+    let probe_name = probe.name();
+    let options = format!(
+        "probe = {probe_name:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
+    );
     let watcher = Watcher::start(
         agents.scratch(),
         agents.docker(),
@@ -191,7 +232,7 @@ fn series(agents: &Agents, condition: Condition, count: usize) -> Result<Series>
             }
         };
         for target in &targets {
-            deaths.push(kill(agents, &watcher, &mut cases, target)?);
+            deaths.push(kill(agents, probe, &watcher, &mut cases, target)?);
         }
         if let Some(storm) = storm {
             let (started, seconds) = storm.so_far()?;
@@ -222,7 +263,13 @@ fn series(agents: &Agents, condition: Condition, count: usize) -> Result<Series>
     })
 }
 
-fn kill(agents: &Agents, watcher: &Watcher, cases: &mut Cases, target: &Target) -> Result<Death> {
+fn kill(
+    agents: &Agents,
+    probe: Probe,
+    watcher: &Watcher,
+    cases: &mut Cases,
+    target: &Target,
+) -> Result<Death> {
     let witness = Witness::watch(&[target.first_process], Vec::new())?;
     let killed = Instant::now();
     target.executor.signal(Signal::KILL)?;
@@ -234,7 +281,7 @@ fn kill(agents: &Agents, watcher: &Watcher, cases: &mut Cases, target: &Target) 
     let case = cases
         .wait(&target.container_id)
         .with_context(|| log::tail(watcher.log_path(), 30))?;
-    Death::read(&case, ended.saturating_duration_since(killed))
+    Death::read(&case, ended.saturating_duration_since(killed), probe)
         .with_context(|| format!("not a whole case: {case}"))
 }
 
@@ -274,14 +321,15 @@ impl Cases {
 }
 
 impl Death {
-    fn read(case: &Value, ended: Duration) -> Option<Self> {
+    fn read(case: &Value, ended: Duration, probe: Probe) -> Option<Self> {
+        let of_the_exit = |ms: Option<f64>| ms.filter(|_| probe == Probe::Ebpf);
         Some(Self {
-            event: case["event_ms"].as_f64()?,
-            first_stop: case["first_stop_ms"].as_f64(),
-            confirmed: case["stopped_ms"].as_f64(),
+            event: of_the_exit(Some(case["event_ms"].as_f64()?)),
+            first_stop: of_the_exit(case["first_stop_ms"].as_f64()),
+            confirmed: of_the_exit(case["stopped_ms"].as_f64()),
             ended: ended.as_secs_f64() * 1e3,
             ending: case["endings"].as_str()?.to_owned(),
-            regular: case["origin"] == "kernel"
+            regular: case["origin"] == probe.origin()
                 && case["result"] == "clean"
                 && case["containers"] == 1
                 && case["first_stop_ms"].is_f64(),
@@ -336,12 +384,15 @@ mod tests {
                 "origin": origin, "result": result, "containers": 1,
             })
         };
-        let read = |case: &Value| Death::read(case, Duration::from_micros(12_500));
+        let read = |case: &Value| Death::read(case, Duration::from_micros(12_500), Probe::Ebpf);
         let death = read(&line("kernel", "clean")).expect("a whole line");
         assert!(death.regular);
         assert_eq!((death.first_stop, death.ended), (Some(0.2), 12.5));
         assert!(!read(&line("scan", "clean")).unwrap().regular);
         assert!(!read(&line("kernel", "observed")).unwrap().regular);
+        let polled = Death::read(&line("pidfd", "clean"), Duration::ZERO, Probe::Poll);
+        let polled = polled.expect("a whole line");
+        assert!(polled.regular && polled.event.is_none() && polled.first_stop.is_none());
         let mut never_asked = line("kernel", "clean");
         never_asked["first_stop_ms"] = Value::Null;
         assert!(!read(&never_asked).unwrap().regular);

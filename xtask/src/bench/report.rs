@@ -20,11 +20,11 @@ const QUIET: f64 = 0.7;
 type Stage = (&'static str, fn(&Death) -> Option<f64>);
 
 const STAGES: [Stage; 5] = [
-    ("exit -> event in the daemon", |death| Some(death.event)),
+    ("exit -> event in the daemon", |death| death.event),
     ("exit -> first stop request", |death| death.first_stop),
     ("exit -> container ended", |death| Some(death.ended)),
     ("event -> container ended", |death| {
-        Some(death.ended - death.event)
+        death.event.map(|event| death.ended - event)
     }),
     ("exit -> stop confirmed", |death| death.confirmed),
 ];
@@ -244,7 +244,7 @@ mod tests {
 
     fn series(condition: Condition, first_stop: f64) -> Series {
         let death = |factor: f64, ending: &str| Death {
-            event: 0.05 * factor,
+            event: Some(0.05 * factor),
             first_stop: Some(first_stop * factor),
             confirmed: Some(40.0 * factor),
             ended: 12.5 * factor,
