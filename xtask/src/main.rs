@@ -6,6 +6,7 @@
 mod bench;
 mod ci;
 mod demo;
+mod dist;
 mod exec;
 mod lint;
 mod mesos_runtime;
@@ -66,6 +67,7 @@ tasks! {
     Lint => lint,
     Ci => ci,
     MesosRuntime => mesos_runtime,
+    Dist => dist,
 }
 
 fn main() -> ExitCode {
