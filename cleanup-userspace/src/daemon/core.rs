@@ -21,10 +21,11 @@ use crate::inbox::{Request, follow_inbox};
 use crate::journal::Unfinished;
 use crate::mesos::{ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::probe::{Losses, Probe};
-use crate::process::Proc;
+use crate::process::{Proc, unix_seconds};
 use crate::reconcile::{Survey, survey};
 use crate::registry::{AgentIndex, Ended, Run};
 use crate::remains::{Question, Remains, Standing};
+use crate::serve::{Counts, DockerWord, Inquiries, Inquiry, ProbeState, Snapshot};
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -80,6 +81,9 @@ pub struct Core {
     questions: UnboundedReceiver<Question>,
     losses: Losses,
     docker_up: Option<bool>,
+    /// Since when, in seconds since the epoch.
+    docker_since: f64,
+    ring_works: bool,
     pub(super) counters: Counters,
 }
 
@@ -103,13 +107,16 @@ impl Core {
             messages,
             losses: Losses::default(),
             docker_up: None,
+            docker_since: 0.0,
+            ring_works: true,
             counters: Counters::default(),
         }
     }
 
     /// Watches until `stop` completes. The probe is attached already: what ends
-    /// while the first survey runs waits in the ring.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    /// while the first survey runs waits in the ring. `inquiries` come last: whoever
+    /// asks much waits for the rest.
+    pub async fn run(mut self, mut inquiries: Inquiries, stop: impl Future<Output = ()>) {
         let (docker_sender, mut docker_changes) = mpsc::unbounded_channel();
         tokio::spawn(follow_docker(
             self.host.docker.clone(),
@@ -141,15 +148,14 @@ impl Core {
         surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
-        let mut ring_works = true;
         loop {
             tokio::select! {
                 biased;
-                record = self.probe.next(), if ring_works => match record {
+                record = self.probe.next(), if self.ring_works => match record {
                     Ok(record) => self.guarded(|core| core.on_exit(&record)),
                     Err(error) => {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
-                        ring_works = false;
+                        self.ring_works = false;
                         self.begin_survey(Duration::ZERO);
                     }
                 },
@@ -159,10 +165,11 @@ impl Core {
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
                 () = &mut stop => break,
                 _ = tick.tick() => {
-                    ring_works = true;
+                    self.ring_works = true;
                     self.guarded(Self::check_losses);
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
+                inquiry = inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
             }
         }
         self.shut_down().await;
@@ -229,7 +236,7 @@ impl Core {
                 if self.docker_up != Some(true) {
                     tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
                 }
-                self.docker_up = Some(true);
+                self.note_docker(true);
                 for info in self.host.index.running() {
                     self.casebook.on_active(&info);
                 }
@@ -240,10 +247,54 @@ impl Core {
                 if self.docker_up != Some(false) {
                     tracing::warn!(%error, "Docker is not there; trying on, cases are kept");
                 }
-                self.docker_up = Some(false);
+                self.note_docker(false);
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
         }
+    }
+
+    fn note_docker(&mut self, there: bool) {
+        if self.docker_up.replace(there) != Some(there) {
+            self.docker_since = unix_seconds();
+        }
+    }
+
+    /// Somebody wants to know how things are: a copy of what only this loop has.
+    fn on_inquiry(&self, inquiry: Inquiry) {
+        let Inquiry { closed, answer } = inquiry;
+        let Counters {
+            exits,
+            foreign,
+            deaths,
+            requests,
+        } = self.counters;
+        let snapshot = Snapshot {
+            probe: ProbeState {
+                kind: probe_kind(),
+                works: self.ring_works,
+                losses: self.probe.losses().unwrap_or(self.losses),
+            },
+            docker: self.docker_up.map(|there| DockerWord {
+                there,
+                since: self.docker_since,
+            }),
+            cases: self.casebook.at_work(),
+            closed: closed.map_or_else(Vec::new, |wanted| {
+                self.casebook.closed_runs(|run| wanted.is(run))
+            }),
+            known: self.known(),
+            unknown: self.surveyor.unknown_runs(),
+            counts: Counts {
+                exits,
+                foreign,
+                deaths,
+                requests,
+                results: self.casebook.results.clone(),
+                containers: self.casebook.containers,
+            },
+        };
+        // Nobody waits any more.
+        let _ = answer.send(snapshot);
     }
 
     /// Mesos removed an executor: a reason to look, no proof of anything.
@@ -427,4 +478,9 @@ impl Core {
             "stopped"
         );
     }
+}
+
+/// What tells of exits.
+fn probe_kind() -> &'static str {
+    "ebpf"
 }

@@ -28,6 +28,7 @@ use crate::docker::Docker;
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
 use crate::probe::{self, Probe, ProbeOptions, RootSpec};
+use crate::serve::Server;
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -96,7 +97,13 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    Core::new(host, probe, &unfinished).run(stop.wait()).await;
+    let (control, inquiries) = Server::start(&host);
+    let _control = control.inspect_err(|error| {
+        tracing::warn!(%error, "no control socket: `status` cannot be answered; everything else goes on");
+    });
+    Core::new(host, probe, &unfinished)
+        .run(inquiries, stop.wait())
+        .await;
     Ok(())
 }
 
