@@ -3,10 +3,13 @@
 mod case;
 mod cases;
 mod clean;
+mod control;
 mod doctor;
 mod history;
 mod hold;
+mod paint;
 mod settings;
+mod status;
 mod watch;
 
 use std::process::ExitCode;
@@ -25,6 +28,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Watch(watch::Watch),
+    Status(status::Status),
     Cases(cases::Cases),
     Case(case::Case),
     Clean(clean::Clean),
@@ -39,6 +43,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Watch(watch) => watch.run(),
+            Command::Status(status) => status.run(),
             Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
             Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
             Command::Clean(clean) => clean.run(),
