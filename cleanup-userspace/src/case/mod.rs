@@ -29,6 +29,6 @@ pub use glance::{Glance, Seen};
 pub use ground::Ground;
 pub use host::{Agent, Host};
 pub use ledger::{Ledger, close as close_account};
-pub use pod::{Answer, Found, key_of};
+pub use pod::{Answer, Found, joined, key_of};
 pub use reaper::{CaseMessage, Reaper};
-pub use record::{CaseResult, Contained, Ending, Progress, Record, printable};
+pub use record::{CaseResult, Contained, Ending, Progress, Record, key_name, printable};

@@ -5,6 +5,7 @@ mod cases;
 mod clean;
 mod control;
 mod doctor;
+mod executors;
 mod history;
 mod hold;
 mod paint;
@@ -29,6 +30,7 @@ pub struct Cli {
 enum Command {
     Watch(watch::Watch),
     Status(status::Status),
+    Executors(executors::Executors),
     Cases(cases::Cases),
     Case(case::Case),
     Clean(clean::Clean),
@@ -44,6 +46,7 @@ impl Cli {
         match self.command {
             Command::Watch(watch) => watch.run(),
             Command::Status(status) => status.run(),
+            Command::Executors(executors) => executors.run(),
             Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
             Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
             Command::Clean(clean) => clean.run(),

@@ -220,3 +220,65 @@ pub struct Failure {
     /// One line: what, where, what to do.
     pub error: String,
 }
+
+/// `GET /v1/executors`: the executor runs that live, as far as the daemon knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Executors {
+    /// By executor id, then container id.
+    pub executors: Vec<Executor>,
+}
+
+/// One live executor run and the containers of its pod that run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Executor {
+    /// Mesos container id of the run.
+    pub container: String,
+    /// Absent while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framework: Option<String>,
+    /// Executor id; absent while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<String>,
+    /// `work_dir` of its agent.
+    pub agent: String,
+    pub launcher: Launcher,
+    /// The launcher helper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper_pid: Option<u32>,
+    /// Absent while the helper has not started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor_pid: Option<u32>,
+    /// The helper is gone, and the executor is not: nothing is stopped before it is.
+    pub orphaned: bool,
+    pub pod: Vec<PodContainer>,
+}
+
+/// How the agent starts executors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Launcher {
+    /// In a cgroup of their own.
+    Linux,
+    /// In the agent's cgroups.
+    Posix,
+}
+
+/// A running container of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PodContainer {
+    /// Docker's id.
+    pub id: String,
+    /// Empty if Docker does not answer for it.
+    pub name: String,
+    /// As it was asked for; empty if Docker does not answer for it.
+    pub image: String,
+    /// The key that makes it the run's: `cgroup`, `cgroup_parent`, `working_dir`,
+    /// `config_files`, `label`.
+    pub joined_by: String,
+    /// Its owner's word (`compose-cleanup.keep=true`) keeps it.
+    pub kept: bool,
+}

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod client;
+mod executors;
 mod routes;
 #[cfg(test)]
 mod schema;

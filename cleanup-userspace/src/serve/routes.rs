@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::snapshot::{Inquiry, Snapshot};
 use super::target::Target;
-use super::{api, status};
+use super::{api, executors, status};
 use crate::case::Host;
 use crate::process::unix_seconds;
 
@@ -136,9 +136,14 @@ pub(super) fn router(app: App) -> Router {
     let path = |name: &str| format!("/{}/{name}", api::VERSION);
     Router::new()
         .route(&path("status"), get(get_status))
+        .route(&path("executors"), get(get_executors))
         .fallback(async |uri: Uri| Refusal::NoSuchPath(uri))
         .method_not_allowed_fallback(async |method: Method| Refusal::OnlyGet(method))
         .with_state(app)
+}
+
+async fn get_executors(State(app): State<App>) -> Result<Json<api::Executors>, Refusal> {
+    app.look(executors::executors).await.map(Json)
 }
 
 async fn get_status(State(app): State<App>) -> Result<Json<api::Status>, Refusal> {
