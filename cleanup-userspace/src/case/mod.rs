@@ -22,8 +22,10 @@ mod state;
 
 pub use brake::{HeldBy, WINDOW, Word, WordFile};
 pub use death::{Death, Origin, Proof};
-pub use decide::{Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide};
-pub use effects::Look;
+pub use decide::{
+    Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide, may_remove,
+};
+pub use effects::{Look, Place, places};
 pub use exclude::{Exclude, Glob, is_excluded};
 pub use glance::{Glance, Seen};
 pub use ground::Ground;

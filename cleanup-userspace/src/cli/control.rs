@@ -1,5 +1,6 @@
 //! How commands ask the daemon, and what becomes of them if it does not answer.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,6 +41,24 @@ pub(super) fn ask<T: DeserializeOwned>(config: &Config, path: &str) -> anyhow::R
     Ok(runtime.block_on(client::get(&config.run_dir, path))?)
 }
 
+/// Whether nobody is there to be asked.
+pub(super) fn no_daemon(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::NoDaemon { .. }))
+}
+
+/// A value for a query: percent-encoded but for letters, digits and `-_.`.
+pub(super) fn encode(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
 /// The exit status of a command that cannot do without the daemon's answer, after
 /// its one line; any other error is returned.
 pub(super) fn without_answer(error: anyhow::Error) -> anyhow::Result<ExitCode> {
@@ -50,4 +69,18 @@ pub(super) fn without_answer(error: anyhow::Error) -> anyhow::Result<ExitCode> {
     };
     eprintln!("compose-cleanup: {error:#}");
     Ok(ExitCode::from(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_fits_into_a_query() {
+        assert_eq!(encode("web-1_a.b"), "web-1_a.b");
+        assert_eq!(
+            encode("a b&of=c%é/?#+"),
+            "a%20b%26of%3Dc%25%C3%A9%2F%3F%23%2B"
+        );
+    }
 }

@@ -9,6 +9,7 @@ mod executors;
 mod history;
 mod hold;
 mod paint;
+mod plan;
 mod settings;
 mod status;
 mod watch;
@@ -31,6 +32,7 @@ enum Command {
     Watch(watch::Watch),
     Status(status::Status),
     Executors(executors::Executors),
+    Plan(plan::Plan),
     Cases(cases::Cases),
     Case(case::Case),
     Clean(clean::Clean),
@@ -47,6 +49,7 @@ impl Cli {
             Command::Watch(watch) => watch.run(),
             Command::Status(status) => status.run(),
             Command::Executors(executors) => executors.run(),
+            Command::Plan(plan) => plan.run(),
             Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
             Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
             Command::Clean(clean) => clean.run(),

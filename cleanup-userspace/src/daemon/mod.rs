@@ -2,6 +2,7 @@
 //! together.
 
 mod agents;
+mod alone;
 mod casebook;
 mod clean;
 mod core;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
 use self::core::Core;
 use self::turn::Turn;
@@ -143,16 +145,21 @@ fn launcher_hierarchy(
     })
 }
 
-/// The configured agents, else the ones that run; waits for the first of those.
-async fn find_agents(config: &Config) -> Vec<AgentDirs> {
+/// The configured agents, else the ones that run now.
+async fn configured_or_running(config: &Config) -> Vec<AgentDirs> {
     if !config.agents.is_empty() {
         return config.agents.iter().map(AgentDirs::from).collect();
     }
+    tokio::task::spawn_blocking(discover)
+        .await
+        .unwrap_or_default()
+}
+
+/// The configured agents, else the ones that run; waits for the first of those.
+async fn find_agents(config: &Config) -> Vec<AgentDirs> {
     let mut complained = false;
     loop {
-        let found = tokio::task::spawn_blocking(discover)
-            .await
-            .unwrap_or_default();
+        let found = configured_or_running(config).await;
         if !found.is_empty() {
             return found;
         }

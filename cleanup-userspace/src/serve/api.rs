@@ -282,3 +282,141 @@ pub struct PodContainer {
     /// Its owner's word (`compose-cleanup.keep=true`) keeps it.
     pub kept: bool,
 }
+
+/// `GET /v1/plan?of=ID` or `?orphans=true`: what would be done now, and why. Nothing
+/// is done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Plans {
+    pub now_unix_ns: i64,
+    pub mode: Mode,
+    /// Deaths that were only inferred are held back.
+    pub held: bool,
+    /// Made by the daemon, which knows what it has seen; if not, by the command, with
+    /// one look at the host.
+    pub by_daemon: bool,
+    /// Why Docker could not be asked: containers are as far as they were known
+    /// before, maybe none. Absent: it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker_trouble: Option<String>,
+    /// By container id.
+    pub plans: Vec<Plan>,
+}
+
+/// What would be done about one executor run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Plan {
+    /// Mesos container id of the run.
+    pub container: String,
+    /// Absent if it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framework: Option<String>,
+    /// Executor id; absent if it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<String>,
+    /// `work_dir` of its agent; absent if no configured agent has a record of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    pub standing: Standing,
+    /// By what its standing is known.
+    pub evidence: String,
+    pub acts: Acts,
+    /// Why it would be done then.
+    pub why: String,
+    /// Its case, if that is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub case: Option<Case>,
+    /// Running containers that a key joins to the run.
+    pub containers: Vec<PlannedContainer>,
+    /// Every cgroup directory of the run that exists, in all hierarchies; the deepest
+    /// first in each.
+    pub cgroups: Vec<PlannedCgroup>,
+}
+
+/// What is known of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    Live,
+    Dead,
+    /// Neither is proven: it is left alone.
+    Unknown,
+}
+
+/// When the actions of a plan are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Acts {
+    Now,
+    /// When the executor dies.
+    OnDeath,
+    /// When the operator releases what is held.
+    OnRelease,
+    Never,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PlannedContainer {
+    /// What it is, and the key that joined it.
+    #[serde(flatten)]
+    pub container: PodContainer,
+    pub action: ContainerAction,
+}
+
+/// What is done with a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerAction {
+    /// Its stop signal, then SIGKILL after the grace period.
+    Stop,
+    /// SIGKILL at once.
+    Kill,
+    /// Stopped, then removed.
+    StopAndRemove,
+    /// Left running by its owner's word.
+    Keep,
+    /// Left alone with its run.
+    Leave,
+}
+
+/// A directory of the run in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PlannedCgroup {
+    /// Where it is mounted included.
+    pub path: String,
+    /// Name of the hierarchy: its controllers, or `unified`.
+    pub hierarchy: String,
+    pub owner: CgroupOwner,
+    pub removed: CgroupRemoval,
+}
+
+/// Who made a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CgroupOwner {
+    /// The agent does not know it.
+    Docker,
+    /// The agent, or it is not known that it was not.
+    Agent,
+}
+
+/// When a cgroup is removed, if it is empty by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CgroupRemoval {
+    /// With the pod.
+    AtOnce,
+    /// When the agent has finished its destroy, or is gone.
+    WhenAgentIsDone,
+    /// When the agent, which is recovering, has finished that; then as above.
+    AfterRecovery,
+    Never,
+}

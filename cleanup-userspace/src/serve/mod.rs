@@ -7,6 +7,7 @@
 pub mod api;
 pub mod client;
 mod executors;
+mod plan;
 mod routes;
 #[cfg(test)]
 mod schema;
@@ -17,6 +18,7 @@ mod status;
 mod target;
 
 pub use client::ClientError;
+pub use plan::{Known, Wanted, list, plans};
 pub use server::{Inquiries, Server};
 pub use snapshot::{CaseAtWork, Counts, DockerWord, Inquiry, ProbeState, Snapshot};
 pub use socket::{SocketError, path_in};

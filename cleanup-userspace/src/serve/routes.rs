@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::snapshot::{Inquiry, Snapshot};
 use super::target::Target;
-use super::{api, executors, status};
+use super::{Known, Wanted, api, executors, list, plans, status};
 use crate::case::Host;
 use crate::process::unix_seconds;
 
@@ -91,6 +93,7 @@ pub(super) enum Refusal {
     Stranger,
     NoSuchPath(Uri),
     OnlyGet(Method),
+    BadQuery(String),
     Busy(&'static str),
     Failed(&'static str),
 }
@@ -125,6 +128,10 @@ impl IntoResponse for Refusal {
                 StatusCode::METHOD_NOT_ALLOWED,
                 format!("{method} changes nothing here: use GET"),
             ),
+            Self::BadQuery(why) => (
+                StatusCode::BAD_REQUEST,
+                format!("plan?of=ID or plan?orphans=true: {}", why.escape_debug()),
+            ),
             Self::Busy(why) => (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()),
             Self::Failed(why) => (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()),
         };
@@ -137,6 +144,7 @@ pub(super) fn router(app: App) -> Router {
     Router::new()
         .route(&path("status"), get(get_status))
         .route(&path("executors"), get(get_executors))
+        .route(&path("plan"), get(get_plan))
         .fallback(async |uri: Uri| Refusal::NoSuchPath(uri))
         .method_not_allowed_fallback(async |method: Method| Refusal::OnlyGet(method))
         .with_state(app)
@@ -144,6 +152,46 @@ pub(super) fn router(app: App) -> Router {
 
 async fn get_executors(State(app): State<App>) -> Result<Json<api::Executors>, Refusal> {
     app.look(executors::executors).await.map(Json)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanQuery {
+    of: Option<String>,
+    #[serde(default)]
+    orphans: bool,
+}
+
+async fn get_plan(
+    State(app): State<App>,
+    query: Result<Query<PlanQuery>, QueryRejection>,
+) -> Result<Json<api::Plans>, Refusal> {
+    let Query(query) = query.map_err(|error| Refusal::BadQuery(error.body_text()))?;
+    let wanted = match query {
+        PlanQuery {
+            of: Some(of),
+            orphans: false,
+        } => Wanted::Of(Target::new(&of)),
+        PlanQuery {
+            of: None,
+            orphans: true,
+        } => Wanted::Orphans,
+        _ => return Err(Refusal::BadQuery("one of the two".to_owned())),
+    };
+    let closed = match &wanted {
+        Wanted::Of(target) => Some(target.clone()),
+        Wanted::Orphans => None,
+    };
+    let listed = list(&app.host).await;
+    let snapshot = app.ask(closed).await?;
+    let known = Known {
+        cases: snapshot.cases,
+        closed: snapshot.closed,
+        runs: snapshot.known,
+        by_daemon: true,
+    };
+    let look = move |host: &Host| plans(host, &known, &wanted, listed);
+    app.look(look).await.map(Json)
 }
 
 async fn get_status(State(app): State<App>) -> Result<Json<api::Status>, Refusal> {

@@ -18,6 +18,7 @@ fn schema() -> Value {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     generator.subschema_for::<api::Status>();
     generator.subschema_for::<api::Executors>();
+    generator.subschema_for::<api::Plans>();
     generator.subschema_for::<api::Failure>();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -4,6 +4,7 @@
 mod executors;
 mod hostile;
 mod http;
+mod plan;
 mod status;
 
 use std::path::PathBuf;
