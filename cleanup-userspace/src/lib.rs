@@ -21,3 +21,4 @@ pub mod reconcile;
 pub mod registry;
 pub mod remains;
 pub mod run_dir;
+pub mod serve;

@@ -42,6 +42,8 @@ pub struct Unknown {
     pub why: &'static str,
     /// Where known.
     pub executor_id: Option<OsString>,
+    /// What an agent has recorded of it, where one has.
+    pub run: Option<Box<Run>>,
 }
 
 /// Containers that were looked for in an agent's work directory and have no
@@ -214,6 +216,7 @@ fn judge(
     let mut unknown = Unknown {
         why: "no configured agent has a record of its process",
         executor_id: None,
+        run: None,
     };
     for (agent, known) in host.agents.iter().enumerate() {
         let identity = identities.get(&(agent, container));
@@ -226,6 +229,7 @@ fn judge(
         if run.helper.is_some_and(Proc::is_alive) {
             return Judgement::Live(Box::new(run));
         }
+        unknown.run = Some(Box::new(run.clone()));
         let Some(identity) = run.identity.as_ref() else {
             unknown.why = "its sandbox is not beneath the agent's work directory";
             continue;

@@ -144,6 +144,11 @@ impl Brake {
             })
     }
 
+    /// What the hold file says.
+    pub fn word(&self) -> io::Result<Option<Word>> {
+        self.file.read()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,7 @@
 //! How a run is known to be dead.
 
 use crate::probe::TaskHierarchies;
+use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Run;
 
 /// Who noticed first.
@@ -64,6 +65,19 @@ pub struct Death {
 }
 
 impl Death {
+    /// A death that was noticed now, by something else than the kernel's event.
+    pub fn noticed(origin: Origin) -> Self {
+        let now = monotonic_ns();
+        Self {
+            origin,
+            at_ns: now,
+            noticed_ns: now,
+            at_unix: unix_seconds(),
+            wait_status: None,
+            sat_in: None,
+        }
+    }
+
     /// How it is known that this run is dead, for people.
     pub fn proof_text(&self, run: &Run) -> String {
         let recorded = run.helper.map_or_else(

@@ -50,6 +50,19 @@ pub enum Ownership {
     Unknown,
 }
 
+impl Ownership {
+    /// `owned`: whether the runtime directory has the container now, if that can be
+    /// told; `meant`: it had, or is known to be the agent's, so that absence from it
+    /// means something.
+    pub fn of(owned: Option<bool>, meant: bool) -> Self {
+        match (owned, meant) {
+            (Some(true), _) => Self::Owned,
+            (Some(false), true) => Self::Done,
+            (Some(false), false) | (None, _) => Self::Unknown,
+        }
+    }
+}
+
 /// A cgroup directory of the run that exists now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Directory {
@@ -252,11 +265,8 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
     if facts.swept == Swept::Never && facts.retry_in.is_none() {
         return Step::Sweep;
     }
-    let recovering = facts.agent == AgentState::Recovering;
-    let done = facts.agent == AgentState::Absent || facts.ownership == Ownership::Done;
-    let immediate = policy.teardown == Teardown::Immediate;
-    // Nobody else's (any more), and nobody looks at them while they go.
-    let agents = !recovering && (done || immediate);
+    let may_remove = |kind| may_remove(kind, facts.agent, facts.ownership, policy.teardown);
+    let agents = may_remove(Directory::Agents);
     if facts.own_processes > 0 {
         return if agents {
             Step::EndStragglers
@@ -278,9 +288,7 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
         return Step::Wait(Waiting::Kept);
     }
 
-    let removable =
-        |directory: &Directory| !recovering && (agents || *directory == Directory::Dockers);
-    let removable = facts.directories.iter().any(removable);
+    let removable = facts.directories.iter().any(|kind| may_remove(*kind));
     if removable && !facts.busy {
         return Step::Remove { agents };
     }
@@ -303,6 +311,19 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
     } else {
         stuck_or(facts, policy, Waiting::AgentDestroys)
     }
+}
+
+/// Whether an empty cgroup of this kind may be removed now: it is nobody else's (any
+/// more), and nobody looks at it while it goes.
+pub fn may_remove(
+    kind: Directory,
+    agent: AgentState,
+    ownership: Ownership,
+    teardown: Teardown,
+) -> bool {
+    let done = agent == AgentState::Absent || ownership == Ownership::Done;
+    let agents = done || teardown == Teardown::Immediate;
+    agent != AgentState::Recovering && (agents || kind == Directory::Dockers)
 }
 
 fn stuck_or(facts: &Facts, policy: &Policy, waiting: Waiting) -> Step {

@@ -1,7 +1,7 @@
 //! What a case does to the host's file system and processes, off the event path.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +81,36 @@ pub async fn look(
         })
     })
     .await
+}
+
+/// A cgroup directory of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Name of its hierarchy.
+    pub hierarchy: String,
+    pub path: PathBuf,
+    pub kind: Directory,
+}
+
+/// Every cgroup directory of the run that exists, the deepest of each hierarchy
+/// first. Blocks.
+pub fn places(host: &Host, run: &Run, death: &Death) -> std::io::Result<Vec<Place>> {
+    let root = &host.dirs(run.agent).cgroups_root;
+    let mut found = Vec::new();
+    for cgroup in cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)? {
+        let own = owner_of(&cgroup, run, death);
+        let top = cgroup.hierarchy().root(root).join(run.container.as_str());
+        found.extend(cgroup.tree()?.iter().map(|below| Place {
+            hierarchy: cgroup.hierarchy().name(),
+            path: if below.as_os_str().is_empty() {
+                top.clone()
+            } else {
+                top.join(below)
+            },
+            kind: kind(below, own),
+        }));
+    }
+    Ok(found)
 }
 
 /// Begins to remove the empty directories of the run, bottom-up; with `agents`

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::brake::Brake;
+use super::brake::{Brake, Word};
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::{AnonymousVolumes, Config, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
@@ -169,6 +169,11 @@ impl Host {
     /// Whether what is done for inferred deaths is held back now.
     pub fn is_holding(&self) -> bool {
         self.brake.is_holding()
+    }
+
+    /// The hold file's word, whoever wrote it.
+    pub fn hold_word(&self) -> std::io::Result<Option<Word>> {
+        self.brake.word()
     }
 
     pub fn registry(&self) -> MutexGuard<'_, Registry> {

@@ -11,6 +11,7 @@ mod death;
 mod decide;
 mod effects;
 mod exclude;
+mod glance;
 mod ground;
 mod host;
 mod ledger;
@@ -21,12 +22,15 @@ mod state;
 
 pub use brake::{HeldBy, WINDOW, Word, WordFile};
 pub use death::{Death, Origin, Proof};
-pub use decide::{Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide};
-pub use effects::Look;
+pub use decide::{
+    Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide, may_remove,
+};
+pub use effects::{Look, Place, places};
 pub use exclude::{Exclude, Glob, is_excluded};
+pub use glance::{Glance, Seen};
 pub use ground::Ground;
 pub use host::{Agent, Host};
 pub use ledger::{Ledger, close as close_account};
-pub use pod::{Answer, Found, key_of};
+pub use pod::{Answer, Found, joined, key_of};
 pub use reaper::{CaseMessage, Reaper};
-pub use record::{CaseResult, Contained, Ending, Progress, Record, printable};
+pub use record::{CaseResult, Contained, Ending, Progress, Record, key_name, printable};

@@ -116,24 +116,32 @@ pub async fn discover_pod(
     death: &Death,
 ) -> Result<Vec<Found>, DockerError> {
     let running = host.lists.list(&host.docker, &host.index).await?;
+    let found = |(listed, key): (Listed, JoinKey)| Found {
+        keep: listed.info.as_ref().is_some_and(|info| host.keeps(info)),
+        id: listed.id,
+        key,
+    };
+    let pod = joined(host, run, death, &running).into_iter();
+    Ok(pod.map(found).collect())
+}
+
+/// Those of the running containers that are the run's, by every key; of a run that
+/// lives, with a death that happened now.
+///
+/// Must not be called with the registry locked.
+pub fn joined(host: &Host, run: &Run, death: &Death, running: &[Listed]) -> Vec<(Listed, JoinKey)> {
     let evidence = label_evidence(host, run, death);
     let beneath = beneath(host, run);
     let join = |listed: &Listed| {
-        let Listed { id, info } = listed;
-        let info = info.as_ref();
-        if beneath.contains(id) {
-            return Some(Found {
-                keep: info.is_some_and(|info| host.keeps(info)),
-                id: id.clone(),
-                key: JoinKey::Cgroup,
-            });
+        if beneath.contains(&listed.id) {
+            return Some((listed.clone(), JoinKey::Cgroup));
         }
-        let info = info?;
+        let info = listed.info.as_ref()?;
         let key = key_of(host, run, info)
             .or_else(|| label_key(info, host.roots(), evidence.as_ref()?))?;
-        Some(Found::of(host, info, key))
+        Some((listed.clone(), key))
     };
-    Ok(running.iter().filter_map(join).collect())
+    running.iter().filter_map(join).collect()
 }
 
 /// `None`: something that a join by label must know is not known.

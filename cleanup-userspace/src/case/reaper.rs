@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::complaints::Complaints;
 use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
 use super::effects::{Look, WORK_DEADLINE};
+use super::glance::Glance;
 use super::ground::Ground;
 use super::ledger::Ledger;
 use super::pod::{Answer, Found};
@@ -58,6 +59,7 @@ pub struct Reaper<G> {
     /// Removal work that outlived its deadline.
     removal: Option<JoinHandle<anyhow::Result<usize>>>,
     complaints: Complaints,
+    glance: Glance,
     pause: Duration,
     /// When an executor that is not known is looked for again.
     search_due: u64,
@@ -71,9 +73,12 @@ impl<G: Ground> Reaper<G> {
         let found = ground.first_wave(&run);
         let now = ground.now_ns();
         let ledger = ground.ledger();
+        let container = run.container;
+        let state = CaseState::new(ledger.case(), run, death, now);
         let mut reaper = Self {
-            complaints: Complaints::new(run.container),
-            state: CaseState::new(ledger.case(), run, death, now),
+            complaints: Complaints::new(container),
+            glance: Glance::new(&state.record, now),
+            state,
             ledger,
             ground,
             sender: sender.clone(),
@@ -105,6 +110,11 @@ impl<G: Ground> Reaper<G> {
         (reaper, sender)
     }
 
+    /// For those who want to see what the case is at.
+    pub fn glance(&self) -> Glance {
+        self.glance.clone()
+    }
+
     /// Works until the host was seen clean, or there is no more to be done.
     pub async fn run(mut self) -> Record {
         if self.ground.mode() == Mode::Observe {
@@ -119,6 +129,7 @@ impl<G: Ground> Reaper<G> {
             let look = match self.look().await {
                 Ok(look) => look,
                 Err(error) => {
+                    self.glance.failed(&error);
                     self.complaints
                         .in_the_way("look", &error, self.ground.now_ns());
                     self.wait(LONGEST_PAUSE).await;
@@ -131,6 +142,8 @@ impl<G: Ground> Reaper<G> {
             crash::point(step, crash::Moment::Before);
             self.ledger.step(step);
             self.ledger.teardown(step, facts.ownership);
+            self.glance
+                .step(step, &self.state.record, self.ground.now_ns());
             let done = match step {
                 Step::Stop => {
                     self.stop();
@@ -153,8 +166,12 @@ impl<G: Ground> Reaper<G> {
                 }
             };
             match done {
-                Ok(outcome) => self.ledger.outcome(outcome, None),
+                Ok(outcome) => {
+                    self.glance.succeeded(step);
+                    self.ledger.outcome(outcome, None);
+                }
                 Err(error) => {
+                    self.glance.failed(&error);
                     self.ledger.outcome("failed", Some(&format!("{error:#}")));
                     let now = self.ground.now_ns();
                     self.complaints.in_the_way(step.name(), &error, now);
@@ -450,8 +467,9 @@ impl<G: Ground> Reaper<G> {
             }
         }
         if let Err(error) = answer.outcome {
-            let now = self.ground.now_ns();
-            self.complaints.in_the_way("docker", &error.into(), now);
+            let (now, error) = (self.ground.now_ns(), error.into());
+            self.glance.failed(&error);
+            self.complaints.in_the_way("docker", &error, now);
         }
     }
 }

@@ -117,11 +117,7 @@ impl CaseState {
             swept,
             own_processes: look.own_processes.len(),
             agent: look.agent,
-            ownership: match (look.owned, self.seen_owned) {
-                (Some(true), _) => Ownership::Owned,
-                (Some(false), true) => Ownership::Done,
-                (Some(false), false) | (None, _) => Ownership::Unknown,
-            },
+            ownership: Ownership::of(look.owned, self.seen_owned),
             directories: look.directories.clone(),
             busy: self.busy_until.is_some_and(|until| until > now),
             age: since(self.record.death.at_ns),

@@ -5,10 +5,15 @@ mod cases;
 mod clean;
 mod completions;
 mod config;
+mod control;
 mod doctor;
+mod executors;
 mod history;
 mod hold;
+mod paint;
+mod plan;
 mod settings;
+mod status;
 mod watch;
 
 use std::process::ExitCode;
@@ -30,6 +35,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Watch(watch::Watch),
+    Status(status::Status),
+    Executors(executors::Executors),
+    Plan(plan::Plan),
     Cases(cases::Cases),
     Case(case::Case),
     Clean(clean::Clean),
@@ -48,6 +56,9 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Watch(watch) => watch.run(),
+            Command::Status(status) => status.run(),
+            Command::Executors(executors) => executors.run(),
+            Command::Plan(plan) => plan.run(),
             Command::Cases(cases) => cases.run().map(|()| ExitCode::SUCCESS),
             Command::Case(case) => case.run().map(|()| ExitCode::SUCCESS),
             Command::Clean(clean) => clean.run(),

@@ -1,6 +1,6 @@
 //! The open cases and the tombstones of closed ones.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
 use crate::case::{
-    CaseMessage, CaseResult, Death, Host, Proof, Reaper, Record, close_account, key_of,
+    CaseMessage, CaseResult, Death, Glance, Host, Proof, Reaper, Record, close_account, key_of,
 };
 use crate::docker::{ContainerInfo, named_runs};
 use crate::inbox::Request;
@@ -17,6 +17,7 @@ use crate::mesos::ContainerId;
 use crate::metrics::Panicked;
 use crate::process::monotonic_ns;
 use crate::registry::Run;
+use crate::serve::CaseAtWork;
 
 /// Closed runs that are remembered, so that a late container reopens its case at
 /// once; for a run that is not any more, the next survey does.
@@ -38,6 +39,8 @@ pub struct Casebook {
     /// For the closing line.
     pub cases: u64,
     pub containers: usize,
+    /// How many of the cases came to each result.
+    pub results: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,7 @@ struct Open {
     /// CLOCK_MONOTONIC.
     since_ns: u64,
     inbox: UnboundedSender<CaseMessage>,
+    glance: Glance,
     run: Run,
     death: Death,
     /// Its task died once already.
@@ -70,6 +74,7 @@ impl Casebook {
             buried: VecDeque::new(),
             cases: 0,
             containers: 0,
+            results: BTreeMap::new(),
         }
     }
 
@@ -97,6 +102,26 @@ impl Casebook {
         self.open.len()
     }
 
+    /// The open cases, as they are now.
+    pub fn at_work(&self) -> Vec<CaseAtWork> {
+        let at_work = |open: &Open| CaseAtWork {
+            run: open.run.clone(),
+            death: open.death.clone(),
+            seen: open.glance.seen(),
+        };
+        self.open.values().map(at_work).collect()
+    }
+
+    /// Those of the closed runs for which `wanted` is true, and how they died.
+    pub fn closed_runs(&self, wanted: impl Fn(&Run) -> bool) -> Vec<(Run, Death)> {
+        let closed = self.tombstones.values();
+        closed
+            .filter(|tombstone| wanted(&tombstone.run))
+            .filter(|tombstone| !self.is_open(tombstone.run.container))
+            .map(|tombstone| (tombstone.run.clone(), tombstone.death.clone()))
+            .collect()
+    }
+
     /// Opens a case. The first wave of stop requests is sent before it returns.
     pub fn open(&mut self, run: Run, death: Death) {
         self.start(run, death, false);
@@ -116,6 +141,7 @@ impl Casebook {
             Open {
                 since_ns: monotonic_ns(),
                 inbox,
+                glance: reaper.glance(),
                 run,
                 death,
                 panicked,
@@ -141,6 +167,7 @@ impl Casebook {
         if record.is_case() {
             self.cases += 1;
             self.containers += record.containers.len();
+            *self.results.entry(record.result.as_str()).or_default() += 1;
             record.log();
         } else {
             tracing::debug!(%container, "an executor ended and left nothing behind");

@@ -23,10 +23,11 @@ use crate::journal::Unfinished;
 use crate::mesos::{AgentState, ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::metrics::{Panicked, RequestOutcome};
 use crate::probe::{ExitSource, Losses, ProbeKind};
-use crate::process::Proc;
+use crate::process::{Proc, unix_seconds};
 use crate::reconcile::{Survey, survey};
 use crate::registry::{AgentIndex, Ended, Run};
 use crate::remains::{Question, Remains, Standing};
+use crate::serve::{Counts, DockerWord, Inquiries, Inquiry, ProbeState, Snapshot};
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -87,6 +88,9 @@ pub struct Core {
     /// Of those that were looked at.
     agents: BTreeMap<AgentIndex, AgentState>,
     supervisor: Arc<Supervisor>,
+    /// Since when, in seconds since the epoch.
+    docker_since: f64,
+    ring_works: bool,
     pub(super) counters: Counters,
 }
 
@@ -117,6 +121,8 @@ impl Core {
             docker_up: None,
             agents: BTreeMap::new(),
             supervisor,
+            docker_since: 0.0,
+            ring_works: true,
             counters: Counters::default(),
         }
     }
@@ -127,8 +133,9 @@ impl Core {
     }
 
     /// Watches until `stop` completes. A probe is attached already: what ends while
-    /// the first survey runs waits in the ring.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    /// the first survey runs waits in the ring. `inquiries` come last: whoever asks
+    /// much waits for the rest.
+    pub async fn run(mut self, mut inquiries: Inquiries, stop: impl Future<Output = ()>) {
         let (docker_sender, mut docker_changes) = mpsc::unbounded_channel();
         tokio::spawn(follow_docker(
             self.host.docker.clone(),
@@ -168,7 +175,6 @@ impl Core {
         surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
-        let mut ring_works = true;
         loop {
             // Each turn of this loop is the sign of life: ticks alone may have to
             // wait behind a flood of exits.
@@ -176,11 +182,11 @@ impl Core {
             self.host.metrics.turned();
             tokio::select! {
                 biased;
-                record = self.exits.next(), if ring_works => match record {
+                record = self.exits.next(), if self.ring_works => match record {
                     Ok(record) => self.guarded(|core| core.on_exit(&record)),
                     Err(error) => {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
-                        ring_works = false;
+                        self.ring_works = false;
                         self.host.metrics.ring_is_broken(true);
                         self.begin_survey(Duration::ZERO);
                     }
@@ -192,13 +198,14 @@ impl Core {
                 () = &mut stop => break,
                 _ = tick.tick() => {
                     // Broken until it can be read for a whole tick.
-                    self.host.metrics.ring_is_broken(!ring_works);
-                    ring_works = true;
+                    self.host.metrics.ring_is_broken(!self.ring_works);
+                    self.ring_works = true;
                     self.guarded(Self::check_losses);
                     self.supervisor.status(&self.standing());
                     self.guarded(|core| core.sample());
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
+                inquiry = inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
             }
         }
         self.supervisor.stopping();
@@ -283,7 +290,7 @@ impl Core {
                 if self.docker_up != Some(true) {
                     tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
                 }
-                self.docker_up = Some(true);
+                self.note_docker(true);
                 self.host.metrics.docker_up(true);
                 for info in self.host.index.running() {
                     self.casebook.on_active(&info);
@@ -295,11 +302,55 @@ impl Core {
                 if self.docker_up != Some(false) {
                     tracing::warn!(%error, "Docker is not there; trying on, cases are kept");
                 }
-                self.docker_up = Some(false);
+                self.note_docker(false);
                 self.host.metrics.docker_up(false);
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
         }
+    }
+
+    fn note_docker(&mut self, there: bool) {
+        if self.docker_up.replace(there) != Some(there) {
+            self.docker_since = unix_seconds();
+        }
+    }
+
+    /// Somebody wants to know how things are: a copy of what only this loop has.
+    fn on_inquiry(&self, inquiry: Inquiry) {
+        let Inquiry { closed, answer } = inquiry;
+        let Counters {
+            exits,
+            foreign,
+            deaths,
+            requests,
+        } = self.counters;
+        let snapshot = Snapshot {
+            probe: ProbeState {
+                kind: self.probe_kind().as_str(),
+                works: self.ring_works,
+                losses: self.exits.losses().unwrap_or(self.losses),
+            },
+            docker: self.docker_up.map(|there| DockerWord {
+                there,
+                since: self.docker_since,
+            }),
+            cases: self.casebook.at_work(),
+            closed: closed.map_or_else(Vec::new, |wanted| {
+                self.casebook.closed_runs(|run| wanted.is(run))
+            }),
+            known: self.known(),
+            unknown: self.surveyor.unknown_runs(),
+            counts: Counts {
+                exits,
+                foreign,
+                deaths,
+                requests,
+                results: self.casebook.results.clone(),
+                containers: self.casebook.containers,
+            },
+        };
+        // Nobody waits any more.
+        let _ = answer.send(snapshot);
     }
 
     /// Mesos removed an executor: a reason to look, no proof of anything.

@@ -10,7 +10,7 @@ use super::surveyor::SECOND_LOOK;
 use crate::case::{Death, Origin};
 use crate::mesos::ContainerId;
 use crate::probe::{ExitRecord, ProbeKind};
-use crate::process::{Proc, monotonic_ns, unix_seconds};
+use crate::process::{Proc, unix_seconds};
 use crate::registry::{self, AgentIndex, Ended, Launcher, Role, Run, Verdict, cgroups_of, judge};
 
 impl Core {
@@ -296,13 +296,5 @@ impl Core {
 /// The evidence of a death that was noticed now, by something else than the
 /// kernel's event.
 pub(super) fn noticed(origin: Origin) -> Death {
-    let now = monotonic_ns();
-    Death {
-        origin,
-        at_ns: now,
-        noticed_ns: now,
-        at_unix: unix_seconds(),
-        wait_status: None,
-        sat_in: None,
-    }
+    Death::noticed(origin)
 }

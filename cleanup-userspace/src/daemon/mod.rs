@@ -2,6 +2,7 @@
 //! together.
 
 mod agents;
+mod alone;
 mod casebook;
 mod clean;
 mod core;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
 use self::core::Core;
 use self::supervisor::Supervisor;
@@ -33,6 +35,7 @@ use crate::mesos::{AgentDirs, discover};
 use crate::metrics::{self, Metrics};
 use crate::probe::{self, ProbeOptions, RootSpec};
 use crate::run_dir::RunLock;
+use crate::serve::{Inquiries, Server};
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -45,12 +48,26 @@ pub async fn watch(config: Config) -> anyhow::Result<()> {
     let mut stop = Stop::of_watch()?;
     let supervisor = Arc::new(Supervisor::from_environment());
     let prepared = supervisor.feeding(prepare(config, &mut stop, &supervisor));
-    if let Some((_turn, core)) = Box::pin(prepared).await? {
-        core.run(stop.wait()).await;
+    if let Some(prepared) = Box::pin(prepared).await? {
+        let Prepared {
+            core,
+            inquiries,
+            _control,
+            _turn,
+        } = prepared;
+        core.run(inquiries, stop.wait()).await;
     } else {
         supervisor.stopping();
     }
     Ok(())
+}
+
+/// What the loop needs, and what has to last as long as it does.
+struct Prepared {
+    core: Core,
+    inquiries: Inquiries,
+    _control: Option<Server>,
+    _turn: RunLock,
 }
 
 /// Everything before the loop. `None`: stopped meanwhile.
@@ -58,7 +75,7 @@ async fn prepare(
     config: Config,
     stop: &mut Stop,
     supervisor: &Arc<Supervisor>,
-) -> anyhow::Result<Option<(RunLock, Core)>> {
+) -> anyhow::Result<Option<Prepared>> {
     let metrics = Metrics::default();
     metrics.enforcing(config.mode == Mode::Enforce);
     let run_dir = config.run_dir.clone();
@@ -122,8 +139,16 @@ async fn prepare(
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
         );
     }
-    let core = Core::new(host, exits, &unfinished, Arc::clone(supervisor));
-    Ok(Some((turn, core)))
+    let (control, inquiries) = Server::start(&host);
+    let control = control.inspect_err(|error| {
+        tracing::warn!(%error, "no control socket: `status` cannot be answered; everything else goes on");
+    });
+    Ok(Some(Prepared {
+        core: Core::new(host, exits, &unfinished, Arc::clone(supervisor)),
+        inquiries,
+        _control: control.ok(),
+        _turn: turn,
+    }))
 }
 
 /// The journal, and the cases that it has open.
@@ -162,17 +187,22 @@ fn launcher_hierarchy(
     })
 }
 
-/// The configured agents, else the ones that run; waits for the first of those, and
-/// says so once by calling `waits`.
-async fn find_agents(config: &Config, waits: impl Fn()) -> Vec<AgentDirs> {
+/// The configured agents, else the ones that run now.
+async fn configured_or_running(config: &Config) -> Vec<AgentDirs> {
     if !config.agents.is_empty() {
         return config.agents.iter().map(AgentDirs::from).collect();
     }
+    tokio::task::spawn_blocking(discover)
+        .await
+        .unwrap_or_default()
+}
+
+/// The configured agents, else the ones that run; waits for the first of those, and
+/// says so once by calling `waits`.
+async fn find_agents(config: &Config, waits: impl Fn()) -> Vec<AgentDirs> {
     let mut complained = false;
     loop {
-        let found = tokio::task::spawn_blocking(discover)
-            .await
-            .unwrap_or_default();
+        let found = configured_or_running(config).await;
         if !found.is_empty() {
             return found;
         }

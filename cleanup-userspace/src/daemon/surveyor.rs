@@ -116,6 +116,11 @@ impl Surveyor {
         confirmed
     }
 
+    /// How many runs the last survey could not judge.
+    pub fn unknown_runs(&self) -> usize {
+        self.unknown.len()
+    }
+
     /// Says once of each unknown run that it is left alone, and why.
     pub fn report_unknown(&mut self, unknown: &BTreeMap<ContainerId, Unknown>) {
         self.host.metrics.unknown_runs(unknown.len());

@@ -13,6 +13,8 @@ pub struct ContainerInfo {
     pub id: String,
     /// Without the leading slash.
     pub name: String,
+    /// As it was asked for; empty if Docker does not say.
+    pub image: String,
     pub labels: HashMap<String, String>,
     /// `HostConfig.CgroupParent`; empty for Docker's default.
     pub cgroup_parent: String,
@@ -74,6 +76,9 @@ impl ContainerInfo {
                 || env
                     .iter()
                     .any(|var| var.starts_with("MESOS_CONTAINER_NAME=")),
+            image: config
+                .and_then(|config| config.image.clone())
+                .unwrap_or_default(),
             labels: config
                 .and_then(|config| config.labels.clone())
                 .unwrap_or_default(),

@@ -1,0 +1,88 @@
+//! `compose-cleanup plan` where no daemon runs: one look at the host by itself.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::learn::learn_agent;
+use super::{configured_or_running, launcher_hierarchy, preflight};
+use crate::case::Host;
+use crate::cgroup::Hierarchies;
+use crate::config::Config;
+use crate::docker::Docker;
+use crate::journal::Journal;
+use crate::mesos::AgentState;
+use crate::reconcile::survey;
+use crate::serve::{Known, Wanted, api, list, plans};
+
+/// An agent is absent after 5 s without a sign of it: a little more than that.
+const PATIENCE: Duration = Duration::from_secs(6);
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What would be done, by what one look can tell. Takes no lock and changes nothing.
+pub async fn plan_alone(config: Config, wanted: Wanted) -> anyhow::Result<api::Plans> {
+    preflight::check()?;
+    let hierarchies = Hierarchies::discover()?;
+    let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
+    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
+    let agents = configured_or_running(&config).await;
+    if agents.is_empty() {
+        bail!(
+            "no agent is configured and no mesos-agent runs: name its directories in [[agents]] of the configuration (--config)"
+        );
+    }
+    let journal = Journal::disabled();
+    let host = Arc::new(Host::new(
+        config,
+        hierarchies,
+        launcher,
+        docker,
+        journal,
+        agents,
+    ));
+    // First: the survey looks at what runs, too.
+    let listed = list(&host).await;
+    let work = Arc::clone(&host);
+    let learnt = tokio::task::spawn_blocking(move || {
+        // Whoever lives has an executor id that is nobody else's, and a parent that
+        // is an agent.
+        let found = survey(&work, &HashSet::new());
+        for run in found.live {
+            learn_agent(&work, &run);
+            work.registry().insert(run);
+        }
+        let executor_ids = found.unknown.into_values().map(|run| run.executor_id);
+        work.registry().set_unknown(executor_ids.collect());
+    });
+    learnt.await?;
+    await_agents(&host).await?;
+    let runs = host.registry().iter().map(|run| run.container).collect();
+    let known = Known {
+        runs,
+        ..Known::default()
+    };
+    Ok(tokio::task::spawn_blocking(move || plans(&host, &known, &wanted, listed)).await?)
+}
+
+/// That an agent is gone shows by its silence only.
+async fn await_agents(host: &Arc<Host>) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let looked = Arc::clone(host);
+        let settled = tokio::task::spawn_blocking(move || {
+            // Each is looked at each time: silence counts only while somebody listens.
+            let states: Vec<bool> = looked
+                .agents
+                .iter()
+                .map(|agent| agent.state() == AgentState::Absent || agent.is_verified())
+                .collect();
+            states.into_iter().all(|settled| settled)
+        });
+        if settled.await? || tokio::time::Instant::now() >= deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
