@@ -361,11 +361,13 @@ pub enum ConfigError {
         path: PathBuf,
         error: std::io::Error,
     },
-    /// The text of the error has the line, the column and the key.
-    #[error("configuration {path} is not valid: {error}")]
+    /// The first thing that is wrong, with its place.
+    #[error("configuration {path}:{problem}{}", and_more(*.more))]
     Syntax {
         path: PathBuf,
-        error: Box<toml::de::Error>,
+        problem: Box<Problem>,
+        /// How much else is wrong.
+        more: usize,
     },
     #[error("configuration {path}: `{key}` {problem}")]
     Value {
@@ -373,6 +375,13 @@ pub enum ConfigError {
         key: String,
         problem: String,
     },
+}
+
+fn and_more(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        more => format!(" ({more} more: `compose-cleanup config check` tells them)"),
+    }
 }
 
 impl Config {
@@ -386,9 +395,14 @@ impl Config {
 
     /// `path` is for messages only.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
-            path: path.to_owned(),
-            error: Box::new(error),
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let mut problems = problems(text).into_iter();
+            let first = problems.next();
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                problem: Box::new(first.unwrap_or_else(|| Problem::of(text, &error))),
+                more: problems.len(),
+            }
         })?;
         config
             .validate()

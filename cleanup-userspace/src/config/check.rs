@@ -36,6 +36,13 @@ pub struct Problem {
     pub remedy: String,
 }
 
+impl Problem {
+    /// What the parser stumbled over.
+    pub(super) fn of(text: &str, error: &Error) -> Self {
+        syntax(text, error).1
+    }
+}
+
 impl fmt::Display for Problem {
     /// `LINE:COLUMN: KEY: PROBLEM; REMEDY`, without what is not known.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

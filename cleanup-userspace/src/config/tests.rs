@@ -88,11 +88,12 @@ fn what_is_removed_has_to_be_asked_for() {
 
 #[test]
 fn an_unknown_key_is_refused_with_its_place() {
-    let error = parse("mode = \"enforce\"\ngrase = \"1s\"\n").unwrap_err();
+    let error = parse("mode = \"enforce\"\ngrase = \"1s\"\nmodus = 1\n").unwrap_err();
     assert!(
-        error.contains("line 2") && error.contains("column 1") && error.contains("grase"),
+        error.contains(":2:1: `grase`") && error.contains("`grace`"),
         "{error}"
     );
+    assert!(error.contains("1 more") && !error.contains('\n'), "{error}");
 }
 
 #[test]

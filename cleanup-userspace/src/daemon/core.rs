@@ -182,6 +182,8 @@ impl Core {
             self.host.metrics.turned();
             tokio::select! {
                 biased;
+                // Before the exits: a flood of those must not keep it from ending.
+                () = &mut stop => break,
                 record = self.exits.next(), if self.ring_works => match record {
                     Ok(record) => self.guarded(|core| core.on_exit(&record)),
                     Err(error) => {
@@ -195,7 +197,6 @@ impl Core {
                 Some(request) = requests.recv() => self.guarded(|core| core.on_request(request)),
                 Some(question) = self.questions.recv() => self.guarded(|core| core.on_question(question)),
                 Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
-                () = &mut stop => break,
                 _ = tick.tick() => {
                     // Broken until it can be read for a whole tick.
                     self.host.metrics.ring_is_broken(!self.ring_works);

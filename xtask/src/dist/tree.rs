@@ -28,7 +28,7 @@ impl File {
 const PROGRAM: &str = "usr/sbin/compose-cleanup";
 const DOC: &str = "usr/share/doc/compose-cleanup";
 /// From the workspace, and where to.
-const PLAIN: [(&str, &str); 9] = [
+const PLAIN: [(&str, &str); 11] = [
     ("deploy/config.toml", "etc/compose-cleanup/config.toml"),
     ("modules.json", "etc/compose-cleanup/modules.json"),
     (
@@ -46,6 +46,14 @@ const PLAIN: [(&str, &str); 9] = [
     (
         "deploy/tmpfiles.d/compose-cleanup.conf",
         "usr/lib/tmpfiles.d/compose-cleanup.conf",
+    ),
+    (
+        "deploy/prometheus/rules.yml",
+        "usr/share/doc/compose-cleanup/prometheus/rules.yml",
+    ),
+    (
+        "deploy/grafana/dashboard.json",
+        "usr/share/doc/compose-cleanup/grafana/dashboard.json",
     ),
     ("README.md", "usr/share/doc/compose-cleanup/README.md"),
     ("CHANGELOG.md", "usr/share/doc/compose-cleanup/CHANGELOG.md"),
