@@ -21,7 +21,16 @@ pub struct Process {
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     start_time: u64,
+}
+
+impl Stat {
+    /// The state is the first thread's: until the others have ended, too, files are
+    /// open and locks held.
+    fn ended(&self) -> bool {
+        self.state == 'X' || self.state == 'Z' && self.threads <= 1
+    }
 }
 
 impl Process {
@@ -43,9 +52,7 @@ impl Process {
 
     /// Still running; a zombie is not.
     pub fn alive(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| {
-            stat.start_time == self.start_time && !matches!(stat.state, 'Z' | 'X')
-        })
+        stat(self.pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.ended())
     }
 
     pub fn children(&self) -> Vec<Self> {
@@ -147,8 +154,9 @@ fn stat(pid: i32) -> Option<Stat> {
     Some(Stat {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
-        // Field 22 of the line; the two before it are taken.
-        start_time: fields.nth(17)?.parse().ok()?,
+        // Fields 20 and 22 of the line; the two before them are taken.
+        threads: fields.nth(15)?.parse().ok()?,
+        start_time: fields.nth(1)?.parse().ok()?,
     })
 }
 

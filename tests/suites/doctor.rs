@@ -293,10 +293,12 @@ fn systemd_units() -> Result<()> {
     ] {
         let text = fs::read_to_string(deploy.join(unit))?;
         // As if it were installed.
-        let text = text.replace(
-            "/usr/local/sbin/compose-cleanup",
-            &program.to_string_lossy(),
+        let installed = "/usr/sbin/compose-cleanup";
+        ensure!(
+            unit.ends_with(".path") || text.contains(installed),
+            "{unit}"
         );
+        let text = text.replace(installed, &program.to_string_lossy());
         let path = scratch.path().join(unit);
         fs::write(&path, text)?;
         verify.arg(path);
