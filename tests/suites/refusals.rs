@@ -85,12 +85,12 @@ fn bad_configuration() -> Result<()> {
     for (text, words) in [
         (
             "mode = \"enforce\"\nmdoe = 1\n",
-            &["line 2", "column 1", "mdoe"][..],
+            &[":2:1: ", "mdoe", "`mode`"][..],
         ),
-        ("mode = enforce\n", &["line 1", "column 8"]),
+        ("mode = enforce\n", &[":1:8: "]),
         (
             "grace = \"2 fortnights\"\n",
-            &["line 1", "grace", "fortnights"],
+            &[":1:1: ", "grace", "fortnights"],
         ),
         (
             "[[agents]]\nwork_dir = \"relative\"\n",
@@ -98,9 +98,9 @@ fn bad_configuration() -> Result<()> {
         ),
         (
             "[[agents]]\nwork_dir = \"/w\"\ncgroups_root = \"../up\"\n",
-            &["line 3", "cgroups root", "../up"],
+            &[":3:1: ", "cgroups root", "../up"],
         ),
-        ("\u{0}\u{1}garbage", &["line 1"]),
+        ("\u{0}\u{1}garbage", &[":1:"]),
     ] {
         fs::write(&path, text)?;
         let mut expected = vec![file];
