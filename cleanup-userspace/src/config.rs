@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
 mod check;
+mod error;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use crate::cgroup::CgroupsRoot;
 use crate::mesos::AgentDirs;
 
 pub use check::{Problem, problems};
+pub use error::ConfigError;
 
 /// The default configuration with every key and what it is for: what packages
 /// install.
@@ -353,37 +355,6 @@ impl Default for JournalConfig {
     }
 }
 
-/// Why a configuration was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read the configuration {path}: {error}")]
-    Read {
-        path: PathBuf,
-        error: std::io::Error,
-    },
-    /// The first thing that is wrong, with its place.
-    #[error("configuration {path}:{problem}{}", and_more(*.more))]
-    Syntax {
-        path: PathBuf,
-        problem: Box<Problem>,
-        /// How much else is wrong.
-        more: usize,
-    },
-    #[error("configuration {path}: `{key}` {problem}")]
-    Value {
-        path: PathBuf,
-        key: String,
-        problem: String,
-    },
-}
-
-fn and_more(more: usize) -> String {
-    match more {
-        0 => String::new(),
-        more => format!(" ({more} more: `compose-cleanup config check` tells them)"),
-    }
-}
-
 impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
@@ -391,6 +362,11 @@ impl Config {
             error,
         })?;
         Self::parse(&text, path)
+    }
+
+    /// Of this file, or the defaults without one.
+    pub fn of(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(Self::default()), Self::load)
     }
 
     /// `path` is for messages only.

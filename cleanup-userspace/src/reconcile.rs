@@ -137,7 +137,6 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
             }
         }
     }
-    host.metrics.reconciled(began.elapsed());
     tracing::debug!(
         took_ms = began.elapsed().as_secs_f64() * 1e3,
         candidates = candidates.len(),

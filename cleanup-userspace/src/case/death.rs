@@ -80,10 +80,7 @@ impl Death {
 
     /// How it is known that this run is dead, for people.
     pub fn proof_text(&self, run: &Run) -> String {
-        let recorded = run.helper.map_or_else(
-            || "no process of it is recorded".to_owned(),
-            |helper| format!("its recorded process {} is gone", helper.pid),
-        );
+        let recorded = recorded_end(run);
         match self.origin {
             Origin::Kernel => "the kernel reported the end of its process".to_owned(),
             Origin::Pidfd => "its process, watched since it was alive, has ended".to_owned(),
@@ -101,4 +98,12 @@ impl Death {
             Some(status) => format!("exit {}", (status >> 8) & 0xff),
         }
     }
+}
+
+/// What became of the process that an agent recorded of a dead run, for people.
+pub fn recorded_end(run: &Run) -> String {
+    run.helper.map_or_else(
+        || "no process of it is recorded".to_owned(),
+        |helper| format!("its recorded process {} is gone", helper.pid),
+    )
 }

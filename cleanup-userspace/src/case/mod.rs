@@ -21,7 +21,7 @@ mod record;
 mod state;
 
 pub use brake::{HeldBy, WINDOW, Word, WordFile};
-pub use death::{Death, Origin, Proof};
+pub use death::{Death, Origin, Proof, recorded_end};
 pub use decide::{
     Directory, Facts, Outcome, Ownership, Policy, Step, Swept, Waiting, decide, may_remove,
 };

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::de::DeserializeOwned;
 
+use super::settings::block_on;
 use crate::config::Config;
 use crate::serve::{ClientError, client};
 
@@ -25,20 +25,13 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn configuration(&self) -> anyhow::Result<Config> {
-        Ok(match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        })
+        Ok(Config::of(self.config.as_deref())?)
     }
 }
 
 /// Asks the daemon of this configuration.
 pub(super) fn ask<T: DeserializeOwned>(config: &Config, path: &str) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    Ok(runtime.block_on(client::get(&config.run_dir, path))?)
+    Ok(block_on(client::get(&config.run_dir, path))??)
 }
 
 /// Whether nobody is there to be asked.

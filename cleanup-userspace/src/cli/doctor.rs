@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+use super::settings::block_on;
 use crate::config::Config;
 use crate::doctor::{Report, Verdict, host, load, module};
 
@@ -104,16 +105,9 @@ impl Doctor {
     }
 
     fn host(&self) -> anyhow::Result<Report> {
-        let config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
+        let config = Config::of(self.config.as_deref())?;
         Ok(Report {
-            checks: runtime.block_on(host::checks(&config)),
+            checks: block_on(host::checks(&config))?,
         })
     }
 

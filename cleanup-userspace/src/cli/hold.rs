@@ -73,10 +73,7 @@ struct Place {
 
 impl Place {
     fn file(&self) -> anyhow::Result<WordFile> {
-        let config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        };
+        let config = Config::of(self.config.as_deref())?;
         Ok(WordFile::new(&config.run_dir))
     }
 }

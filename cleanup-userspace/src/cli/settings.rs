@@ -53,10 +53,7 @@ pub(super) struct Settings {
 impl Settings {
     /// The file, or the defaults, with what was given on the command line.
     pub(super) fn configuration(self) -> anyhow::Result<Config> {
-        let mut config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::default(),
-        };
+        let mut config = Config::of(self.config.as_deref())?;
         if self.dry_run {
             config.mode = Mode::Observe;
         }
@@ -88,6 +85,15 @@ fn set<T>(value: &mut T, given: Option<T>) {
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Carries out work that asks or looks, on this thread.
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    Ok(runtime.block_on(work))
 }
 
 /// Runs a command that acts until it is done.

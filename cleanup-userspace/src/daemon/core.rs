@@ -12,10 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::agents::follow_agent;
 use super::casebook::Casebook;
-use super::deaths::noticed;
-use super::supervisor::{Supervisor, standing};
-use super::surveyor::{SECOND_LOOK, Surveyor};
-use crate::case::{CaseMessage, Host, Origin, Record, printable};
+use super::supervisor::Supervisor;
+use super::surveyor::{SECOND_LOOK, Surveyor, look};
+use crate::case::{CaseMessage, Death, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Request, follow_inbox};
@@ -24,10 +23,10 @@ use crate::mesos::{AgentState, ContainerId, Identity, RuntimeChange, watch_runti
 use crate::metrics::{Panicked, RequestOutcome};
 use crate::probe::{ExitSource, Losses, ProbeKind};
 use crate::process::{Proc, unix_seconds};
-use crate::reconcile::{Survey, survey};
+use crate::reconcile::Survey;
 use crate::registry::{AgentIndex, Ended, Run};
-use crate::remains::{Question, Remains, Standing};
-use crate::serve::{Counts, DockerWord, Inquiries, Inquiry, ProbeState, Snapshot};
+use crate::remains::{Question, Remains};
+use crate::serve::Inquiries;
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,22 +74,22 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub struct Core {
     pub(super) host: Arc<Host>,
-    exits: ExitSource,
+    pub(super) exits: ExitSource,
     pub(super) sender: UnboundedSender<Message>,
     messages: UnboundedReceiver<Message>,
     pub(super) casebook: Casebook,
-    surveyor: Surveyor,
+    pub(super) surveyor: Surveyor,
     /// `None`: what dead runs leave in Docker stays.
     remains: Option<Remains>,
     questions: UnboundedReceiver<Question>,
-    losses: Losses,
-    docker_up: Option<bool>,
+    pub(super) losses: Losses,
+    pub(super) docker_up: Option<bool>,
     /// Of those that were looked at.
-    agents: BTreeMap<AgentIndex, AgentState>,
+    pub(super) agents: BTreeMap<AgentIndex, AgentState>,
     supervisor: Arc<Supervisor>,
     /// Since when, in seconds since the epoch.
-    docker_since: f64,
-    ring_works: bool,
+    pub(super) docker_since: f64,
+    pub(super) ring_works: bool,
     pub(super) counters: Counters,
 }
 
@@ -214,17 +213,6 @@ impl Core {
         supervisor.feeding(self.shut_down()).await;
     }
 
-    /// One line for the service manager: what is at hand, and what is missing.
-    fn standing(&self) -> String {
-        let agents = self.agents.iter().map(|(agent, state)| {
-            let work_dir = self.host.dirs(*agent).work_dir.as_path();
-            (work_dir, *state)
-        });
-        let live = self.host.registry().iter().count();
-        let open = self.casebook.open_cases();
-        standing(self.host.config.mode, live, open, self.docker_up, agents)
-    }
-
     /// A defect in one handler must not end the daemon: the survey finds what
     /// the handler left undone.
     fn guarded(&mut self, handle: impl FnOnce(&mut Self)) {
@@ -259,9 +247,9 @@ impl Core {
                 }
             }
             Message::Ended(container, ended) => {
-                self.on_ended(container, ended, &noticed(Origin::Pidfd));
+                self.on_ended(container, ended, &Death::noticed(Origin::Pidfd));
             }
-            Message::Alone(container) => self.open_case(container, noticed(Origin::Pidfd)),
+            Message::Alone(container) => self.open_case(container, Death::noticed(Origin::Pidfd)),
             Message::Runtime(agent, RuntimeChange::Appeared(container)) => {
                 self.on_appeared(agent, container);
             }
@@ -292,7 +280,6 @@ impl Core {
                     tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
                 }
                 self.note_docker(true);
-                self.host.metrics.docker_up(true);
                 for info in self.host.index.running() {
                     self.casebook.on_active(&info);
                 }
@@ -304,54 +291,16 @@ impl Core {
                     tracing::warn!(%error, "Docker is not there; trying on, cases are kept");
                 }
                 self.note_docker(false);
-                self.host.metrics.docker_up(false);
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
         }
     }
 
     fn note_docker(&mut self, there: bool) {
+        self.host.metrics.docker_up(there);
         if self.docker_up.replace(there) != Some(there) {
             self.docker_since = unix_seconds();
         }
-    }
-
-    /// Somebody wants to know how things are: a copy of what only this loop has.
-    fn on_inquiry(&self, inquiry: Inquiry) {
-        let Inquiry { closed, answer } = inquiry;
-        let Counters {
-            exits,
-            foreign,
-            deaths,
-            requests,
-        } = self.counters;
-        let snapshot = Snapshot {
-            probe: ProbeState {
-                kind: self.probe_kind().as_str(),
-                works: self.ring_works,
-                losses: self.exits.losses().unwrap_or(self.losses),
-            },
-            docker: self.docker_up.map(|there| DockerWord {
-                there,
-                since: self.docker_since,
-            }),
-            cases: self.casebook.at_work(),
-            closed: closed.map_or_else(Vec::new, |wanted| {
-                self.casebook.closed_runs(|run| wanted.is(run))
-            }),
-            known: self.known(),
-            unknown: self.surveyor.unknown_runs(),
-            counts: Counts {
-                exits,
-                foreign,
-                deaths,
-                requests,
-                results: self.casebook.results.clone(),
-                containers: self.casebook.containers,
-            },
-        };
-        // Nobody waits any more.
-        let _ = answer.send(snapshot);
     }
 
     /// Mesos removed an executor: a reason to look, no proof of anything.
@@ -370,34 +319,13 @@ impl Core {
         }
     }
 
-    /// What is known of runs that left something in Docker.
-    fn on_question(&self, question: Question) {
-        let Question { runs, answer } = question;
-        let standing = |container| {
-            let lives = self.host.registry().get(container).is_some();
-            if lives || self.casebook.is_open(container) {
-                return Standing::InUse;
-            }
-            match self.casebook.closed(container) {
-                Some((run, proof)) => Standing::Closed(Box::new(run.clone()), proof),
-                None => Standing::Unheard,
-            }
-        };
-        let known = runs.into_iter().map(|run| (run, standing(run)));
-        // Nobody waits any more: the round was dropped.
-        let _ = answer.send(known.collect());
-    }
-
     // ---- surveys and losses
 
     async fn first_survey(&mut self) {
         let (host, known) = (Arc::clone(&self.host), HashSet::new());
-        match tokio::task::spawn_blocking(move || survey(&host, &known)).await {
+        match look(host, known).await {
             Ok(found) => self.on_survey(found),
-            Err(error) => {
-                self.host.metrics.reconcile_failed();
-                tracing::error!(%error, "the first survey failed");
-            }
+            Err(error) => tracing::error!(%error, "the first survey failed"),
         }
     }
 
@@ -420,7 +348,7 @@ impl Core {
             self.counters.deaths += 1;
             self.host.metrics.orphan();
             let origin = self.surveyor.origin_of(&run);
-            self.casebook.open(run, noticed(origin));
+            self.casebook.open(run, Death::noticed(origin));
         }
         if let Some(began) = survey.began {
             self.casebook
@@ -457,7 +385,11 @@ impl Core {
                 .collect()
         };
         for (container, helper) in silent {
-            self.on_ended(container, Ended::Helper(helper), &noticed(Origin::Scan));
+            self.on_ended(
+                container,
+                Ended::Helper(helper),
+                &Death::noticed(Origin::Scan),
+            );
         }
     }
 
@@ -488,7 +420,7 @@ impl Core {
         }
     }
 
-    fn known(&self) -> HashSet<ContainerId> {
+    pub(super) fn known(&self) -> HashSet<ContainerId> {
         let registry = self.host.registry();
         registry
             .iter()

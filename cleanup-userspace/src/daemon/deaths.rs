@@ -175,7 +175,11 @@ impl Core {
             // It ended before it was learnt, and no kernel event told of it.
             Some(helper) if run.identity.is_some() => {
                 self.host.registry().insert(run);
-                self.on_ended(container, Ended::Helper(helper), &noticed(Origin::Pidfd));
+                self.on_ended(
+                    container,
+                    Ended::Helper(helper),
+                    &Death::noticed(Origin::Pidfd),
+                );
             }
             // Its recorded process is gone, or only somebody who inherited the
             // number: what that means is the survey's to say.
@@ -276,7 +280,11 @@ impl Core {
                 .and_then(|run| run.helper)
         };
         if let Some(helper) = helper {
-            self.on_ended(container, Ended::Helper(helper), &noticed(Origin::Scan));
+            self.on_ended(
+                container,
+                Ended::Helper(helper),
+                &Death::noticed(Origin::Scan),
+            );
         }
     }
 
@@ -291,10 +299,4 @@ impl Core {
             self.casebook.open(run, Death { sat_in, ..death });
         }
     }
-}
-
-/// The evidence of a death that was noticed now, by something else than the
-/// kernel's event.
-pub(super) fn noticed(origin: Origin) -> Death {
-    Death::noticed(origin)
 }

@@ -3,6 +3,7 @@
 
 mod agents;
 mod alone;
+mod answers;
 mod casebook;
 mod clean;
 mod core;

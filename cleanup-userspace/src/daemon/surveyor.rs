@@ -10,7 +10,7 @@ use super::core::Message;
 use crate::case::{Host, Origin};
 use crate::inbox::Request;
 use crate::mesos::{ContainerId, Identity};
-use crate::reconcile::{Unknown, survey};
+use crate::reconcile::{Survey, Unknown, survey};
 use crate::registry::Run;
 
 /// Between the two looks that must agree before a run found dead by comparison
@@ -21,6 +21,22 @@ pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// what they name, and the executor's next run may die of something else.
 const REQUESTS: usize = 1000;
 const REMEMBERED: Duration = Duration::from_secs(300);
+
+/// One survey, off the event path, and counted: [`survey`] itself serves those who
+/// only ask, too. An error: it panicked.
+pub async fn look(
+    host: Arc<Host>,
+    known: HashSet<ContainerId>,
+) -> Result<Survey, tokio::task::JoinError> {
+    let metrics = host.metrics.clone();
+    let began = Instant::now();
+    let found = tokio::task::spawn_blocking(move || survey(&host, &known)).await;
+    match &found {
+        Ok(_) => metrics.reconciled(began.elapsed()),
+        Err(_) => metrics.reconcile_failed(),
+    }
+    found
+}
 
 /// Runs one survey at a time.
 #[derive(Debug)]
@@ -59,13 +75,9 @@ impl Surveyor {
             return;
         }
         let (host, sender) = (Arc::clone(&self.host), self.sender.clone());
-        let metrics = host.metrics.clone();
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let found = tokio::task::spawn_blocking(move || survey(&host, &known)).await;
-            if found.is_err() {
-                metrics.reconcile_failed();
-            }
+            let found = look(host, known).await;
             let _ = sender.send(Message::Surveyed(found.unwrap_or_default()));
         });
     }

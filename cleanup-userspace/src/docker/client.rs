@@ -23,7 +23,7 @@ use hyperlocal::UnixConnector;
 
 use super::container::PROJECT_LABEL;
 use super::network::{ComposeNetwork, NETWORK_LABEL};
-use super::{ContainerInfo, ContainerState};
+use super::{ContainerInfo, ContainerState, Operation};
 use crate::metrics::Metrics;
 
 /// Idle connections kept open. bollard's own transport keeps none, which costs
@@ -71,48 +71,6 @@ pub struct DockerFacts {
     pub version: String,
     /// `cgroupfs`, `systemd`, `none` (rootless), or `unknown`.
     pub cgroup_driver: String,
-}
-
-/// What is asked of Docker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    Ping,
-    Info,
-    Stop,
-    Kill,
-    Remove,
-    Inspect,
-    List,
-    ListNetworks,
-    RemoveNetwork,
-}
-
-impl Operation {
-    pub const ALL: [Self; 9] = [
-        Self::Ping,
-        Self::Info,
-        Self::Stop,
-        Self::Kill,
-        Self::Remove,
-        Self::Inspect,
-        Self::List,
-        Self::ListNetworks,
-        Self::RemoveNetwork,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ping => "ping",
-            Self::Info => "info",
-            Self::Stop => "stop",
-            Self::Kill => "kill",
-            Self::Remove => "remove",
-            Self::Inspect => "inspect",
-            Self::List => "list",
-            Self::ListNetworks => "list_networks",
-            Self::RemoveNetwork => "remove_network",
-        }
-    }
 }
 
 /// How a stop, kill or remove went.

@@ -12,7 +12,7 @@ use super::status::{mode, name, open_case, path_text};
 use super::{Target, api};
 use crate::case::{
     Death, Directory, Host, Origin, Ownership, Place, Proof, is_excluded, joined, may_remove,
-    places,
+    places, recorded_end,
 };
 use crate::config::{Action, Mode};
 use crate::docker::{Listed, named_runs};
@@ -20,7 +20,7 @@ use crate::journal::unix_ns;
 use crate::mesos::{AgentState, ContainerId};
 use crate::process::{Proc, monotonic_ns, unix_seconds};
 use crate::reconcile::{Survey, Unknown, survey};
-use crate::registry::{Launcher, Run, cgroups_of};
+use crate::registry::{Run, cgroups_of};
 
 /// For Docker's list; without it, what was known before counts.
 const DOCKER: Duration = Duration::from_secs(5);
@@ -126,16 +126,7 @@ impl Look<'_> {
             return plans;
         }
         let live: Vec<Run> = self.host.registry().iter().cloned().collect();
-        for run in live.iter().filter(|run| wanted.is(run)) {
-            let (standing, evidence) = life_of(run);
-            plans.push(self.plan(&Judged {
-                run,
-                standing,
-                evidence,
-                death: Death::noticed(Origin::Scan),
-                case: None,
-            }));
-        }
+        plans.extend(self.of_living(&live, wanted));
         for (run, death) in self.known.closed.iter().filter(|(run, _)| wanted.is(run)) {
             let proof = death.proof_text(run);
             plans.push(self.plan(&Judged {
@@ -149,27 +140,27 @@ impl Look<'_> {
         plans
     }
 
-    fn of_survey(&self, found: &Survey, wanted: &Wanted) -> Vec<api::Plan> {
-        let mut plans = Vec::new();
-        let live = match wanted {
-            Wanted::Orphans => &[],
-            Wanted::Of(_) => &found.live[..],
-        };
-        for run in live.iter().filter(|run| wanted.is(run)) {
+    /// What would be done if they died now.
+    fn of_living(&self, runs: &[Run], wanted: &Wanted) -> impl Iterator<Item = api::Plan> {
+        runs.iter().filter(|run| wanted.is(run)).map(|run| {
             let (standing, evidence) = life_of(run);
-            plans.push(self.plan(&Judged {
+            self.plan(&Judged {
                 run,
                 standing,
                 evidence,
                 death: Death::noticed(Origin::Scan),
                 case: None,
-            }));
-        }
+            })
+        })
+    }
+
+    fn of_survey(&self, found: &Survey, wanted: &Wanted) -> Vec<api::Plan> {
+        let mut plans = match wanted {
+            Wanted::Orphans => Vec::new(),
+            Wanted::Of(_) => self.of_living(&found.live, wanted).collect(),
+        };
         for run in found.dead.iter().filter(|run| wanted.is(run)) {
-            let recorded = run.helper.map_or_else(
-                || "no process of it is recorded".to_owned(),
-                |helper| format!("its recorded process {} is gone", helper.pid),
-            );
+            let recorded = recorded_end(run);
             plans.push(self.plan(&Judged {
                 run,
                 standing: api::Standing::Dead,
@@ -237,17 +228,15 @@ impl Look<'_> {
             .clone()
             .find(has_cgroups)
             .or_else(|| agents.clone().find(named));
-        Run {
+        let agent = agent.unwrap_or(0);
+        Run::of_helper(
+            agent,
+            host.dirs(agent),
             container,
-            agent: agent.unwrap_or(0),
-            identity: None,
-            launcher: Launcher::Linux,
-            helper: None,
-            executor: None,
-            seat: None,
-            owned: false,
-            orphaned: false,
-        }
+            &host.launcher,
+            None,
+            false,
+        )
     }
 
     fn plan(&self, judged: &Judged<'_>) -> api::Plan {

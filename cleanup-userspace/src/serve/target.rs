@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 
-use crate::mesos::{ContainerId, Identity};
+use crate::case::printable;
+use crate::mesos::ContainerId;
 use crate::registry::Run;
 
 /// As an operator names a run: its executor id, whole, or its container id, whole or
@@ -19,10 +20,7 @@ impl Target {
     }
 
     pub fn is(&self, run: &Run) -> bool {
-        let executor = run.identity.as_ref().map(|identity: &Identity| {
-            let id: &OsStr = &identity.executor_id;
-            id
-        });
+        let executor = run.identity.as_ref().map(|identity| &*identity.executor_id);
         self.names(run.container, executor)
     }
 
@@ -30,13 +28,8 @@ impl Target {
     pub fn names(&self, container: ContainerId, executor: Option<&OsStr>) -> bool {
         let Self(text) = self;
         let by_digits = text.len() >= SHORTEST && container.as_str().starts_with(text.as_str());
-        by_digits || executor.is_some_and(|id| id == OsStr::new(text) || printed(id) == *text)
+        by_digits || executor.is_some_and(|id| id == OsStr::new(text) || printable(id) == *text)
     }
-}
-
-/// As every table and log shows it.
-fn printed(id: &OsStr) -> String {
-    crate::case::printable(id)
 }
 
 #[cfg(test)]

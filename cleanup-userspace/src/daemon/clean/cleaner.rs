@@ -9,11 +9,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::CleanOutcome;
 use super::verdict::{Found, LOOKS, Pending, Verdict, verdict};
-use crate::case::{CaseMessage, CaseResult, Host, Origin, Record, printable};
+use crate::case::{CaseMessage, CaseResult, Death, Host, Origin, Record, printable};
 use crate::config::Mode;
 use crate::daemon::casebook::Casebook;
 use crate::daemon::core::Message;
-use crate::daemon::deaths::noticed;
 use crate::daemon::learn::learn_agent;
 use crate::daemon::surveyor::{SECOND_LOOK, Surveyor};
 use crate::docker::{DockerChange, follow_docker};
@@ -271,7 +270,7 @@ impl Cleaner {
             result: None,
         };
         self.cases.insert(run.container, case);
-        self.casebook.open(run, noticed(Origin::Hook));
+        self.casebook.open(run, Death::noticed(Origin::Hook));
     }
 
     /// The runs that live now: their executor ids are nobody else's, and their
