@@ -48,6 +48,15 @@ impl AgentPlace {
             cgroups_root: scratch.name().to_owned(),
         }
     }
+
+    /// Of an agent that never was: nothing is there.
+    pub fn nowhere(scratch: &Scratch) -> Self {
+        Self {
+            work_dir: scratch.path().join("work"),
+            runtime_dir: scratch.path().join("run"),
+            cgroups_root: scratch.name().to_owned(),
+        }
+    }
 }
 
 /// Writes a configuration with `options` (TOML, top-level keys first) for a

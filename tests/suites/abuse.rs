@@ -19,7 +19,6 @@ use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::pod;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent};
 use cleanup_tests::process;
-use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::{AgentPlace, Watcher};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -254,10 +253,7 @@ const FORGED_VARIABLE: &str = "MESOS_CONTAINERIZER\n\u{1b}[31m";
 /// No master lets such ids through, but a directory may be called so.
 #[test]
 fn ids_with_control_characters() -> Result<()> {
-    let scratch = Scratch::new("ids")?;
-    let docker = Dockerd::start(&scratch)?;
-    docker.import_busybox()?;
-    let agent = StandInAgent::start(&scratch, CgroupLayout::V1)?;
+    let (scratch, docker, agent) = StandInAgent::with_docker("ids", CgroupLayout::V1)?;
     let watcher = Watcher::start_with_human_log(&scratch, &docker, &[agent.place()], ENFORCE)?;
     let mut run = agent.prepare(FORGED)?;
     let parent = format!("--cgroup-parent={}", run.cgroup_parent());

@@ -105,10 +105,7 @@ struct Aftermath {
 
 impl Bed {
     fn start(name: &str) -> Result<Self> {
-        let scratch = Scratch::new(name)?;
-        let docker = Dockerd::start(&scratch)?;
-        docker.import_busybox()?;
-        let agent = StandInAgent::start(&scratch, CgroupLayout::V1)?;
+        let (scratch, docker, agent) = StandInAgent::with_docker(name, CgroupLayout::V1)?;
         Ok(Self {
             agent,
             docker,

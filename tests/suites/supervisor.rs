@@ -83,13 +83,8 @@ impl Manager {
 fn ready_status_signs_of_life_and_the_end() -> Result<()> {
     let scratch = Scratch::new("supervisor")?;
     let (manager, name) = Manager::new(&scratch)?;
-    let dir = scratch.path();
     // An agent that never was, and a Docker that is to come.
-    let agent = AgentPlace {
-        work_dir: dir.join("work"),
-        runtime_dir: dir.join("runtime"),
-        cgroups_root: scratch.name().to_owned(),
-    };
+    let agent = AgentPlace::nowhere(&scratch);
     let environment = [
         ("NOTIFY_SOCKET", name),
         ("WATCHDOG_USEC", "2000000".to_owned()),
@@ -145,11 +140,7 @@ fn a_daemon_that_hangs_is_silent() -> Result<()> {
     let scratch = Scratch::new("supervisor-hang")?;
     let (manager, name) = Manager::new(&scratch)?;
     let dir = scratch.path();
-    let agent = AgentPlace {
-        work_dir: dir.join("work"),
-        runtime_dir: dir.join("runtime"),
-        cgroups_root: scratch.name().to_owned(),
-    };
+    let agent = AgentPlace::nowhere(&scratch);
     // For somebody else: its parent's, say.
     let meant_for_others = [
         ("NOTIFY_SOCKET", name.clone()),

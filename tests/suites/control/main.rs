@@ -113,11 +113,7 @@ impl Lonely {
     }
 
     fn watch(scratch: &Scratch) -> Result<Watcher> {
-        let place = AgentPlace {
-            work_dir: scratch.path().join("work"),
-            runtime_dir: scratch.path().join("run"),
-            cgroups_root: scratch.name().to_owned(),
-        };
+        let place = AgentPlace::nowhere(scratch);
         let no_docker = scratch.path().join("no-docker.sock");
         let watcher = Watcher::spawn(scratch, &no_docker, &[place], "")?;
         watcher.wait_message("ready")?;

@@ -109,10 +109,7 @@ struct Bed {
 
 impl Bed {
     fn new(name: &str) -> Result<Self> {
-        let scratch = Scratch::new(name)?;
-        let docker = Dockerd::start(&scratch)?;
-        docker.import_busybox()?;
-        let agent = StandInAgent::start(&scratch, CgroupLayout::V1)?;
+        let (scratch, docker, agent) = StandInAgent::with_docker(name, CgroupLayout::V1)?;
         Ok(Self {
             agent,
             docker,

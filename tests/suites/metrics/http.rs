@@ -21,11 +21,7 @@ struct Bed {
 impl Bed {
     fn start(name: &str, options: &str) -> Result<Self> {
         let scratch = Scratch::new(name)?;
-        let agent = AgentPlace {
-            work_dir: scratch.path().join("work"),
-            runtime_dir: scratch.path().join("runtime"),
-            cgroups_root: scratch.name().to_owned(),
-        };
+        let agent = AgentPlace::nowhere(&scratch);
         let docker = scratch.path().join("docker.sock");
         let watcher = Watcher::spawn(&scratch, &docker, &[agent], options)?;
         watcher.wait_message_that("ready", |_| true)?;

@@ -227,11 +227,7 @@ fn bad_inboxes() -> Result<()> {
     let elsewhere = scratch.path().join("elsewhere");
     fs::create_dir(&elsewhere)?;
     fs::write(elsewhere.join("1-1-1.request"), request_text("F", "E"))?;
-    let place = AgentPlace {
-        work_dir: scratch.path().join("work"),
-        runtime_dir: scratch.path().join("run"),
-        cgroups_root: scratch.name().to_owned(),
-    };
+    let place = AgentPlace::nowhere(&scratch);
     let config = configure(&scratch, &docker.socket(), &[place], ENFORCE)?;
     let clean = || Clean::spawn(&scratch, &config, &[])?.end();
 

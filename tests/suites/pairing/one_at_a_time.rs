@@ -126,11 +126,7 @@ fn the_daemon_waits_for_clean() -> Result<()> {
 fn a_second_daemon_is_refused() -> Result<()> {
     let scratch = Scratch::new("second")?;
     let docker = Dockerd::start(&scratch)?;
-    let place = AgentPlace {
-        work_dir: scratch.path().join("work"),
-        runtime_dir: scratch.path().join("run"),
-        cgroups_root: scratch.name().to_owned(),
-    };
+    let place = AgentPlace::nowhere(&scratch);
     let places = [place];
     let first = Watcher::start(&scratch, &docker, &places, ENFORCE)?;
     // The log of the first one stays open under another name.

@@ -50,10 +50,7 @@ impl Bed {
     }
 
     pub fn configured(name: &str, layout: CgroupLayout, options: &str) -> Result<Self> {
-        let scratch = Scratch::new(name)?;
-        let docker = Dockerd::start(&scratch)?;
-        docker.import_busybox()?;
-        let agent = StandInAgent::start(&scratch, layout)?;
+        let (scratch, docker, agent) = StandInAgent::with_docker(name, layout)?;
         let mut options = format!("{options}\n");
         if layout == CgroupLayout::V2 {
             options += "[cgroup]\nlayout = \"v2\"\n";

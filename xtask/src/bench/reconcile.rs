@@ -57,10 +57,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn measure(args: &Args) -> Result<ExitCode> {
-    let scratch = Scratch::new("bench-reconcile")?;
-    let docker = Dockerd::start(&scratch)?;
-    docker.import_busybox()?;
-    let agent = StandInAgent::start(&scratch, CgroupLayout::V1)?;
+    let (scratch, docker, agent) = StandInAgent::with_docker("bench-reconcile", CgroupLayout::V1)?;
     let mut runs = Vec::new();
     for n in 0..LIVING {
         let run = agent.launch(&format!("living-{n}"))?;

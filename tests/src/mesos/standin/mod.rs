@@ -38,6 +38,7 @@ pub use layout::{CgroupLayout, Layout};
 pub use run::StandInRun;
 
 use super::agent::free_port;
+use crate::docker::Dockerd;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::service::Service;
@@ -60,6 +61,16 @@ pub struct StandInAgent {
 }
 
 impl StandInAgent {
+    /// A host of its own with an agent and Docker, and no daemon. To be dropped from
+    /// right to left, as variables are.
+    pub fn with_docker(name: &str, layout: CgroupLayout) -> Result<(Scratch, Dockerd, Self)> {
+        let scratch = Scratch::new(name)?;
+        let docker = Dockerd::start(&scratch)?;
+        docker.import_busybox()?;
+        let agent = Self::start(&scratch, layout)?;
+        Ok((scratch, docker, agent))
+    }
+
     /// Starts one that has nothing to recover.
     pub fn start(scratch: &Scratch, cgroups: CgroupLayout) -> Result<Self> {
         let (name, value) = scratch.mark();
