@@ -66,6 +66,8 @@ struct State {
     /// While it lasts.
     connection: Option<Connection>,
     offers: Vec<Value>,
+    /// The last that was given back.
+    declined: Option<Value>,
     updates: Vec<Update>,
     /// The latest failure to subscribe, or error from the master.
     error: Option<String>,
@@ -124,7 +126,15 @@ impl Framework {
             }
             offer
         })
-        .with_context(|| format!("last error: {:?}", self.shared.lock().error))?;
+        .with_context(|| {
+            let state = self.shared.lock();
+            let too_little = state.declined.as_ref().map(|offer| &offer["resources"]);
+            format!(
+                "last error: {:?}; last offer, too little: {}",
+                state.error,
+                too_little.unwrap_or(&Value::Null)
+            )
+        })?;
         let framework_id = self.id().context("a framework with offers has an id")?;
         let mut ids = Vec::new();
         let mut tasks = Vec::new();
@@ -161,7 +171,9 @@ impl Framework {
         self.shared.call(json!({
             "type": "DECLINE",
             "decline": { "offer_ids": ids, "filters": { "refuse_seconds": refuse_seconds } },
-        }))
+        }))?;
+        self.shared.lock().declined = offers.into_iter().next_back();
+        Ok(())
     }
 
     /// Asks the executor to kill a task.
