@@ -51,6 +51,9 @@ impl Report {
             pair("containers left running", &|a| {
                 a.containers_left.to_string()
             }),
+            pair("memory held for ended executors, MB", &|a| {
+                a.mem_held.to_string()
+            }),
             pair("death to terminal update, ms, median", &|a| {
                 ms(a, |s| s.p50)
             }),
@@ -96,6 +99,7 @@ impl Report {
         );
         not_more("cgroups left behind", with.cgroups_left as f64, 0.0);
         not_more("containers left running", with.containers_left as f64, 0.0);
+        not_more("memory held", with.mem_held, without.mem_held);
         // A failed destroy changes what the framework is told; without any, both
         // must have been told the same.
         if without.destroy_errors == 0.0 && with.updates != without.updates {
