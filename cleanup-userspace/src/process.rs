@@ -249,6 +249,20 @@ pub fn all() -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// Whether any process of the host sits in a cgroup of this container, or beneath
+/// one: Docker names them `<id>` or, in systemd's manner, `docker-<id>.scope`.
+pub fn sits_in_cgroup_named(id: &str) -> io::Result<bool> {
+    for pid in all()? {
+        match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+            Ok(cgroups) if cgroups.contains(id) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
     clock_ns(rustix::time::ClockId::Monotonic)

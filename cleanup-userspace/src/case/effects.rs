@@ -250,7 +250,7 @@ fn end_session(run: &Run) -> std::io::Result<usize> {
 }
 
 /// Runs file system work on a blocking thread.
-async fn off_path<T: Send + 'static>(
+pub(super) async fn off_path<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {

@@ -13,6 +13,7 @@ mod effects;
 mod exclude;
 mod glance;
 mod ground;
+mod hollow;
 mod host;
 mod ledger;
 mod pod;

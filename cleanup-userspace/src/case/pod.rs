@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Death;
 use super::host::Host;
 use super::record::Ending;
+use super::{Death, hollow};
 use crate::cgroup::RunCgroup;
 use crate::config::Action;
 use crate::docker::{
@@ -190,11 +190,23 @@ async fn end(
     let docker = &host.docker;
     // Never closed: an error would be a defect here, and no reason not to ask.
     let permit = host.stops.acquire().await;
-    let stopped = match host.config.action {
-        Action::Stop | Action::Remove => docker.stop(id, grace).await?,
-        Action::Kill => docker.kill(id).await?,
+    let answer = match host.config.action {
+        Action::Stop | Action::Remove => docker.stop(id, grace).await,
+        Action::Kill => docker.kill(id).await,
     };
     drop(permit);
+    let stopped = match answer {
+        Ok(stopped) => stopped,
+        Err(refused @ DockerError::Refused { .. }) => {
+            return if hollow::is_hollow(host, id).await? {
+                host.index.is_found_hollow(id);
+                Ok(Some(Ending::NoProcess))
+            } else {
+                Err(refused)
+            };
+        }
+        Err(error) => return Err(error),
+    };
     let inspected = docker.inspect(id).await?;
     let (info, mut state) = inspected.unzip();
     if host.config.action == Action::Kill {

@@ -27,6 +27,9 @@ pub enum Ending {
     CgroupKill,
     /// It had ended before it was asked to.
     Already,
+    /// Docker says that it runs and refuses to stop it, but has no process for it,
+    /// and nobody sits in a cgroup of it.
+    NoProcess,
 }
 
 impl Ending {
@@ -38,6 +41,7 @@ impl Ending {
             Self::Kill => "kill",
             Self::CgroupKill => "cgroup_kill",
             Self::Already => "already",
+            Self::NoProcess => "no_process",
         }
     }
 
@@ -100,13 +104,14 @@ pub enum Progress {
 
 impl Progress {
     /// Of every progress there is: [`as_str`](Self::as_str).
-    pub const NAMES: [&str; 9] = [
+    pub const NAMES: [&str; 10] = [
         "term",
         "grace_kill",
         "agent_kill",
         "kill",
         "cgroup_kill",
         "already",
+        "no_process",
         "kept",
         "would_stop",
         "unfinished",

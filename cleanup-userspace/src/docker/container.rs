@@ -38,6 +38,8 @@ pub const KEEP_LABEL: &str = "compose-cleanup.keep";
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ContainerState {
     pub running: bool,
+    /// Docker has a process for it. One that waits for its restart has none.
+    pub has_process: bool,
     pub exit_code: i64,
     pub oom_killed: bool,
     /// End, in seconds since the epoch; 0 if it never ended.
@@ -110,6 +112,7 @@ impl ContainerState {
         Self {
             // A restarting container counts as running: only a stop ends it.
             running: state.running.unwrap_or(false) || state.restarting.unwrap_or(false),
+            has_process: state.pid.is_some_and(|pid| pid > 0),
             exit_code: state.exit_code.unwrap_or(0),
             oom_killed: state.oom_killed.unwrap_or(false),
             finished: state

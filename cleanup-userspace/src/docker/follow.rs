@@ -152,7 +152,14 @@ impl Lists {
 /// answer for is said so once.
 async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerError> {
     let mark = index.mark();
-    let ids = docker.list_running().await?;
+    let mut ids = docker.list_running().await?;
+    for hollow in index.hollow_of(&ids) {
+        match docker.inspect(&hollow).await {
+            Ok(Some((_, state))) if state.has_process => {}
+            Err(error @ DockerError::Unreachable { .. }) => return Err(error),
+            Ok(_) | Err(_) => ids.retain(|id| *id != hollow),
+        }
+    }
     index.replace_running(&ids, mark);
     let looks = ids.into_iter().map(|id| async move {
         let info = match index.get(&id) {

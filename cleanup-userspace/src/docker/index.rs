@@ -1,7 +1,7 @@
 //! The containers of this host that run, kept current from Docker's events, so
 //! that a dead run's pod is known without a question.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ struct Inner {
     running: HashMap<String, u64>,
     changes: u64,
     hung: HashMap<String, Instant>,
+    /// Those that Docker says run, and that were found to have nothing that could.
+    hollow: HashSet<String>,
 }
 
 /// A moment in the index's life.
@@ -37,6 +39,7 @@ impl Index {
             inner.running.insert(info.id.clone(), change);
         }
         inner.hung.remove(&info.id);
+        inner.hollow.remove(&info.id);
         inner.known.insert(info.id.clone(), info);
     }
 
@@ -58,6 +61,22 @@ impl Index {
         inner.running.remove(id);
         inner.known.remove(id);
         inner.hung.remove(id);
+        inner.hollow.remove(id);
+    }
+
+    /// Docker says that it runs, and nothing of it does. It counts as ended, whatever
+    /// Docker lists, until it is told to have started or has a process again.
+    pub fn is_found_hollow(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.running.remove(id);
+        inner.hollow.insert(id.to_owned());
+    }
+
+    /// Those of these containers that were found hollow; others are not any more.
+    pub fn hollow_of(&self, listed: &[String]) -> Vec<String> {
+        let mut inner = self.lock();
+        inner.hollow.retain(|id| listed.contains(id));
+        inner.hollow.iter().cloned().collect()
     }
 
     /// Now, for [`replace_running`](Self::replace_running).
@@ -148,5 +167,21 @@ mod tests {
         index.ended("old");
         assert_eq!(ids(&index), Vec::<String>::new());
         assert!(index.get("old").is_some());
+    }
+
+    #[test]
+    fn a_hollow_container_has_ended_until_it_starts_or_is_no_more_listed() {
+        let index = Index::default();
+        let listed = ["a".to_owned(), "b".to_owned()];
+        index.insert(container("a"), true);
+        index.is_found_hollow("a");
+        assert!(!index.runs("a"));
+        assert_eq!(index.hollow_of(&listed), ["a"]);
+        index.insert(container("a"), true);
+        assert!(index.runs("a"));
+        assert!(index.hollow_of(&listed).is_empty());
+        index.is_found_hollow("a");
+        assert!(index.hollow_of(&listed[1..]).is_empty());
+        assert!(index.hollow_of(&listed).is_empty());
     }
 }

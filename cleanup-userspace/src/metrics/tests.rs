@@ -138,6 +138,7 @@ fn every_series_is_there_from_the_start() {
         Ending::Kill,
         Ending::CgroupKill,
         Ending::Already,
+        Ending::NoProcess,
     ] {
         let mut case = record(Origin::Kernel);
         let container = contained(Progress::Ended(ending));

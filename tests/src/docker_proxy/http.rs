@@ -3,6 +3,8 @@
 
 use std::io::{self, BufRead, Read, Write};
 
+use serde_json::{Value, json};
+
 use super::Kind;
 
 /// Longer heads are no Docker client's.
@@ -63,6 +65,13 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Whether it is the question for what runs, or may run again by itself.
+    pub fn asks_for_running(&self) -> bool {
+        self.target().0 == Kind::List && self.path.contains("restarting")
+    }
+}
+
 fn is_version(part: &str) -> bool {
     part.strip_prefix('v')
         .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -98,6 +107,23 @@ impl Answer {
 
     pub fn status(&self) -> u16 {
         self.status
+    }
+
+    /// The whole answer, with `change` made to its body, which is JSON.
+    pub fn changed(
+        &self,
+        from: &mut impl BufRead,
+        change: impl FnOnce(&mut Value),
+    ) -> io::Result<Vec<u8>> {
+        let mut passed = Vec::new();
+        self.body.pass(from, &mut passed)?;
+        let body = match self.body {
+            Body::Chunked => unchunked(&passed)?,
+            Body::None | Body::Length(_) | Body::ToTheEnd => passed,
+        };
+        let mut value = serde_json::from_slice(&body)?;
+        change(&mut value);
+        Ok(json_answer(self.status, &value.to_string()).into_bytes())
     }
 
     /// Passes the body on as it comes.
@@ -165,11 +191,32 @@ fn pass_exactly(from: &mut impl BufRead, to: &mut impl Write, length: u64) -> io
     Ok(())
 }
 
+/// The data of a chunked body.
+fn unchunked(mut body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    loop {
+        let mut line = String::new();
+        body.read_line(&mut line)?;
+        let size = usize::from_str_radix(line.trim(), 16).map_err(|_| invalid("a chunk"))?;
+        if size == 0 {
+            return Ok(data);
+        }
+        let (chunk, rest) = body
+            .split_at_checked(size)
+            .ok_or_else(|| invalid("a chunk"))?;
+        data.extend_from_slice(chunk);
+        body = rest.get(2..).unwrap_or_default();
+    }
+}
+
 /// An answer as dockerd refuses something.
-pub fn refusal(status: u16) -> String {
-    let body = "{\"message\":\"refused by the test's proxy\"}\n";
+pub fn refusal(status: u16, message: &str) -> String {
+    json_answer(status, &json!({ "message": message }).to_string())
+}
+
+fn json_answer(status: u16, body: &str) -> String {
     format!(
-        "HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {status} Proxied\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }
@@ -238,6 +285,23 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&passed), whole);
         }
         assert!(from.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_changed_answer_is_whole() -> io::Result<()> {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunked = format!("{head}4\r\n{{\"a\"\r\n3\r\n:1}}\r\n0\r\n\r\n");
+        let plain = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"a\":1}";
+        for whole in [chunked.as_str(), plain] {
+            let mut from = whole.as_bytes();
+            let answer = Answer::read(&mut from)?;
+            let changed = answer.changed(&mut from, |body| body["a"] = json!(22))?;
+            let changed = String::from_utf8_lossy(&changed).into_owned();
+            assert!(changed.contains("Content-Length: 8\r\n"), "{changed}");
+            assert!(changed.ends_with("\r\n\r\n{\"a\":22}"), "{changed}");
+            assert!(from.is_empty());
+        }
         Ok(())
     }
 }

@@ -7,9 +7,9 @@
 
 mod http;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::io::{self, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::docker::Dockerd;
 use crate::scratch::Scratch;
@@ -131,6 +132,8 @@ struct State {
     /// Both ends of every connection, to end them.
     connections: HashMap<usize, Connection>,
     next: usize,
+    /// Containers that dockerd seems to be stuck with.
+    stuck: BTreeSet<String>,
     /// How often rules were withdrawn.
     healed: usize,
     ended: bool,
@@ -183,10 +186,19 @@ impl DockerProxy {
         self.shared.lock().rules.push(rule);
     }
 
+    /// From now on dockerd seems to be stuck with a container, as a real one is at
+    /// times after a kill -9 in the middle of a restart (Docker 20.10): it says that
+    /// the container restarts, has no process for it, and refuses to stop it. What
+    /// is asked is done all the same. Until [`Self::heal`].
+    pub fn stick(&self, id: &str) {
+        self.shared.lock().stuck.insert(id.to_owned());
+    }
+
     /// Withdraws all rules: what hangs goes on.
     pub fn heal(&self) {
         let mut state = self.shared.lock();
         state.rules.clear();
+        state.stuck.clear();
         state.healed += 1;
         self.shared.changed.notify_all();
     }
@@ -283,6 +295,46 @@ impl Shared {
         (state.seen.len() - 1, fault, state.healed)
     }
 
+    /// What dockerd answers when it is stuck with a container; `None`: this answer
+    /// is not about one.
+    fn stuck(
+        &self,
+        request: &Request,
+        answer: &Answer,
+        docker: &mut impl BufRead,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let stuck = self.lock().stuck.clone();
+        let (kind, container) = request.target();
+        let is_stuck = container.is_some_and(|id| stuck.contains(&id));
+        if request.asks_for_running() && !stuck.is_empty() {
+            let changed = answer.changed(docker, |listed| {
+                if let Some(listed) = listed.as_array_mut() {
+                    listed.retain(|one| !one["Id"].as_str().is_some_and(|id| stuck.contains(id)));
+                    listed.extend(stuck.iter().map(|id| json!({ "Id": id })));
+                }
+            });
+            return changed.map(Some);
+        }
+        match kind {
+            Kind::Stop if is_stuck => {
+                // What it says itself is read, so that the next answer can be.
+                answer.pass_body(docker, &mut io::sink())?;
+                let message = "tried to kill container, but did not receive an exit event";
+                Ok(Some(http::refusal(500, message).into_bytes()))
+            }
+            Kind::Inspect if is_stuck => answer
+                .changed(docker, |inspected| {
+                    let state = &mut inspected["State"];
+                    state["Status"] = json!("restarting");
+                    state["Running"] = json!(true);
+                    state["Restarting"] = json!(true);
+                    state["Pid"] = json!(0);
+                })
+                .map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn answered(&self, connection: usize, request: usize, status: u16) {
         let mut state = self.lock();
         let came = state.seen.len();
@@ -365,7 +417,8 @@ fn serve(client: UnixStream, number: usize, shared: &Shared) -> io::Result<()> {
             Some(Fault::Hang) => shared.pause(healed, None),
             Some(Fault::CutBefore) => return Ok(()),
             Some(Fault::Refuse(status)) => {
-                answers.write_all(http::refusal(status).as_bytes())?;
+                let refusal = http::refusal(status, "refused by the test's proxy");
+                answers.write_all(refusal.as_bytes())?;
                 shared.answered(number, seen, status);
                 continue;
             }
@@ -399,8 +452,12 @@ fn serve(client: UnixStream, number: usize, shared: &Shared) -> io::Result<()> {
             }
             _ => {}
         }
-        answers.write_all(answer.head())?;
-        answer.pass_body(docker, &mut answers)?;
+        if let Some(changed) = shared.stuck(&request, &answer, docker)? {
+            answers.write_all(&changed)?;
+        } else {
+            answers.write_all(answer.head())?;
+            answer.pass_body(docker, &mut answers)?;
+        }
         shared.answered(number, seen, answer.status());
     }
     Ok(())

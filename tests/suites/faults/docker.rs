@@ -159,3 +159,32 @@ fn one_container_that_hangs() -> Result<()> {
     assert_eq!(case["endings"], "3 term", "{case}");
     bed.ensure_untouched(&neighbour)
 }
+
+/// dockerd says that a container restarts, has no process for it, and refuses to stop
+/// it. Real ones do after a kill -9 at the wrong moment (seen with 20.10), but not on
+/// demand: the proxy says it, of a container that has really ended. Nothing of it
+/// is left, so the case is done with; when it starts after all, it is found.
+#[test]
+fn one_that_dockerd_is_stuck_with() -> Result<()> {
+    let bed = Bed::behind_proxy("stuck", "")?;
+    let pod = bed.pod("victim", &[OBEDIENT, OBEDIENT])?;
+    let neighbour = bed.pod("neighbour", &[OBEDIENT])?;
+    let proxy = bed.proxy()?;
+    let stuck = &pod.containers[0];
+    proxy.stick(stuck);
+    pod.run.executor()?.kill();
+    let case = bed.ensure_cleaned(&pod)?;
+    assert_eq!(case["endings"], "1 no_process, 1 term", "{case}");
+    // Asked once: its word is not taken any more.
+    let about = |seen: &Seen| seen.kind == Kind::Stop && seen.container.as_ref() == Some(stuck);
+    assert_eq!(proxy.seen().iter().filter(|seen| about(seen)).count(), 1);
+
+    // A process in a cgroup of its name, and Docker's word counts again.
+    bed.docker.docker(&["start", stuck])?;
+    proxy.wait(SOON, "a stop of what started again", |seen| {
+        seen.iter().filter(|seen| about(seen)).count() >= 2
+    })?;
+    bed.wait_stopped(stuck)?;
+    proxy.heal();
+    bed.ensure_untouched(&neighbour)
+}
