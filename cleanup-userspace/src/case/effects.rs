@@ -137,6 +137,8 @@ pub fn begin_removal(
                 || host.config.teardown == Teardown::Immediate
                 || !agent.runtime.owns(run.container).unwrap_or(true);
             let mut removed = 0;
+            // One hierarchy that fails keeps no other from being cleaned.
+            let mut failure = None;
             for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {
                 let own = owner_of(&cgroup, &run, &death);
                 for below in cgroup.tree()? {
@@ -152,12 +154,16 @@ pub fn begin_removal(
                         Ok(Removal::Busy(busy)) => host.metrics.rmdir_retry(Some(busy)),
                         Err(error) => {
                             host.metrics.rmdir_retry(None);
-                            return Err(error.into());
+                            failure.get_or_insert(error);
                         }
                     }
                 }
             }
-            Ok(removed)
+            match failure {
+                // What went is counted; the next round meets the failure again.
+                Some(error) if removed == 0 => Err(error.into()),
+                _ => Ok(removed),
+            }
         })
         .await?
     })
