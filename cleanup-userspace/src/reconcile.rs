@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use std::{fs, io};
 
@@ -292,19 +292,16 @@ pub fn shows_life(host: &Host, run: &Run) -> io::Result<Option<String>> {
 
 /// A run that nobody has a record of, with the agent whose cgroups root, or else one
 /// of the `running` containers, has its id. Blocks.
-pub fn stranger<'a>(
-    host: &Host,
-    container: ContainerId,
-    running: impl Iterator<Item = &'a ContainerInfo> + Clone,
-) -> Run {
+pub fn stranger(host: &Host, container: ContainerId, running: &[Arc<ContainerInfo>]) -> Run {
     let has_cgroups = |agent: &AgentIndex| {
         cgroups_of(&host.hierarchies, host.dirs(*agent), container)
             .is_ok_and(|cgroups| !cgroups.is_empty())
     };
     let named = |agent: &AgentIndex| {
         let root = std::slice::from_ref(&host.dirs(*agent).cgroups_root);
-        let mut infos = running.clone();
-        infos.any(|info| named_runs(info, root).contains(&container))
+        running
+            .iter()
+            .any(|info| named_runs(info, root).contains(&container))
     };
     let agents = 0..host.agents.len();
     let agent = agents

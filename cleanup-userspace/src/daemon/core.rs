@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::agents::follow_agent;
 use super::casebook::Casebook;
+use super::orders::Orders;
 use super::supervisor::Supervisor;
 use super::surveyor::{SECOND_LOOK, Surveyor, look};
 use crate::case::{CaseMessage, Death, Host, Origin, Record, printable};
@@ -79,6 +80,7 @@ pub struct Core {
     messages: UnboundedReceiver<Message>,
     pub(super) casebook: Casebook,
     pub(super) surveyor: Surveyor,
+    pub(super) orders: Orders,
     /// `None`: what dead runs leave in Docker stays.
     remains: Option<Remains>,
     questions: UnboundedReceiver<Question>,
@@ -112,6 +114,7 @@ impl Core {
             questions,
             casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
+            orders: Orders::default(),
             host,
             exits,
             sender,
@@ -265,9 +268,23 @@ impl Core {
                 self.casebook.tell_all(|| CaseMessage::Nudge);
                 self.begin_survey(Duration::ZERO);
             }
-            Message::Surveyed(survey) => self.on_survey(survey),
-            Message::Closed(record) => self.casebook.close(*record),
-            Message::Panicked(container) => self.casebook.panicked(container),
+            Message::Surveyed(survey) => self.on_survey(&survey),
+            Message::Closed(record) => self.on_closed(*record),
+            Message::Panicked(container) => {
+                self.casebook.panicked(container);
+                if !self.casebook.is_open(container) {
+                    self.orders.on_given_up(container);
+                }
+            }
+        }
+    }
+
+    fn on_closed(&mut self, record: Record) {
+        self.orders.on_closed(&record);
+        let container = record.run.container;
+        self.casebook.close(record);
+        if self.casebook.is_open(container) {
+            self.orders.on_reopened(container);
         }
     }
 
@@ -324,7 +341,7 @@ impl Core {
     async fn first_survey(&mut self) {
         let (host, known) = (Arc::clone(&self.host), HashSet::new());
         match look(host, known).await {
-            Ok(found) => self.on_survey(found),
+            Ok(found) => self.on_survey(&found),
             Err(error) => tracing::error!(%error, "the first survey failed"),
         }
     }
@@ -334,20 +351,24 @@ impl Core {
         self.surveyor.begin(after, known);
     }
 
-    fn on_survey(&mut self, survey: Survey) {
-        for run in survey.live {
-            self.on_learnt(run);
+    fn on_survey(&mut self, survey: &Survey) {
+        for run in &survey.live {
+            self.on_learnt(run.clone());
         }
-        let dead = survey
-            .dead
-            .into_iter()
+        let dead = survey.dead.iter();
+        let dead = dead
             .filter(|run| !self.is_known(run.container))
+            .cloned()
             .collect();
         for run in self.surveyor.confirm(dead) {
             tracing::info!(container = %run.container, "a dead run that no event told of");
             self.counters.deaths += 1;
             self.host.metrics.orphan();
-            let origin = self.surveyor.origin_of(&run);
+            let origin = if self.orders.wants(run.container) {
+                Origin::Operator
+            } else {
+                self.surveyor.origin_of(&run)
+            };
             self.casebook.open(run, Death::noticed(origin));
         }
         if let Some(began) = survey.began {
@@ -356,8 +377,12 @@ impl Core {
         }
         self.surveyor.report_unknown(&survey.unknown);
         self.check_registered();
+        let complete = self.docker_up == Some(true);
+        self.orders
+            .on_survey(survey, complete, &self.host, &mut self.casebook);
         match self.surveyor.finished() {
             Some(after) => self.begin_survey(after),
+            None if self.orders.are_looking() => self.begin_survey(SECOND_LOOK),
             // Everything that is there was judged, and Docker's part is known.
             None if self.docker_up == Some(true) => {
                 self.casebook
