@@ -15,6 +15,7 @@ mod orders;
 pub(crate) mod preflight;
 mod supervisor;
 mod surveyor;
+mod surveys;
 mod turn;
 
 use std::sync::Arc;
