@@ -157,17 +157,17 @@ fn origin(scratch: &Scratch, run: &str) -> Result<String> {
     Ok(case["origin"].as_str().unwrap_or_default().to_owned())
 }
 
-/// The rest of this is about both ways to do it.
 fn dead(name: &str, by_daemon: bool) -> Result<()> {
     let bed = Bed::start(name)?;
     let run = bed.unrecorded("web")?;
     let id = run.container_id();
     let container = bed.container(id, OBEDIENT)?;
-    let watcher = if by_daemon {
-        Some(bed.watch(ONCE)?)
+    // As the configuration is shipped, a daemon would only observe.
+    let (watcher, mode): (_, &[&str]) = if by_daemon {
+        (Some(bed.watch(ONCE)?), &[])
     } else {
-        bed.configure(ENFORCE)?;
-        None
+        bed.configure(&ENFORCE.replace("enforce", "observe"))?;
+        (None, &["--mode", "enforce"])
     };
     bed.record_death(&run)?;
 
@@ -183,7 +183,7 @@ fn dead(name: &str, by_daemon: bool) -> Result<()> {
         .expect_line(REFUSED, &["--output json asks nobody", "--yes"]);
     ensure!(bed.runs(&container)?, "something was done");
 
-    let said = bed.say(&["clean", "web", "--yes", "--output", "json"])?;
+    let said = bed.say(&[&["clean", "web", "--yes", "--output", "json"], mode].concat())?;
     let done = cleaning(said.expect(0))?;
     assert_eq!(done["container"], id, "{done:#}");
     assert_eq!(done["closed"]["result"], "clean", "{done:#}");
@@ -198,7 +198,7 @@ fn dead(name: &str, by_daemon: bool) -> Result<()> {
         let again = bed.say(&["clean", "web", "--yes"])?;
         again.expect_line(0, &["nothing to clean up after"]);
     }
-    let all = bed.say(&["clean", "--orphans", "--yes"])?;
+    let all = bed.say(&[&["clean", "--orphans", "--yes"], mode].concat())?;
     all.expect_line(0, &["nothing to clean up after"]);
     Ok(())
 }
@@ -387,6 +387,27 @@ fn a_stranger_that_comes_to_life() -> Result<()> {
     assert_eq!(case["result"], "dismissed", "{case}");
     ensure!(bed.runs(&container)?, "it was killed");
     ensure!(!bed.cgroups(STRANGER).is_empty(), "its cgroups are gone");
+    sign.kill()?;
+    Ok(())
+}
+
+/// Between the order and its case, too: no stop request is sent before a look.
+#[test]
+fn a_stranger_that_comes_to_life_at_once() -> Result<()> {
+    let bed = Bed::start("cleanawake")?;
+    let container = bed.container(STRANGER, OBEDIENT)?;
+    let watcher = bed.watch(ONCE)?;
+    let order = json!({"containers": [STRANGER], "force_unknown": true});
+    let answer = http::post(&bed.scratch, "/v1/clean", &order)?;
+    ensure!(answer.contains("looking"), "{answer}");
+    let sandbox = format!("/elsewhere/runs/{STRANGER}");
+    let mut sign = bed.process(STRANGER, ("MESOS_SANDBOX", &sandbox), false)?;
+    let case = watcher.wait_case(STRANGER)?;
+    assert_eq!(case["result"], "dismissed", "{case}");
+    assert_eq!(case["endings"], "1 would_stop", "{case}");
+    ensure!(bed.runs(&container)?, "it was stopped");
+    let known = http::get(&bed.scratch, "/v1/clean")?;
+    ensure!(known.contains("dismissed"), "{known}");
     sign.kill()?;
     Ok(())
 }
