@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use std::{fs, io};
 
 use crate::case::Host;
 use crate::cgroup::{docker_child, membership};
-use crate::docker::named_runs;
+use crate::docker::{ContainerInfo, named_runs};
 use crate::mesos::{ContainerId, Identity};
 use crate::process::{self, Proc};
 use crate::registry::{self, AgentIndex, Run, cgroups_of};
@@ -253,16 +253,64 @@ fn judge(
 /// Whether anything lives in the run's cgroups, or in the session that its helper
 /// led, whichever launcher it was.
 fn what_is_left(host: &Host, run: &Run) -> io::Result<bool> {
+    processes_left(host, run).map(|left| !left.is_empty())
+}
+
+fn processes_left(host: &Host, run: &Run) -> io::Result<Vec<u32>> {
     let cgroups = cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)?;
-    if !run.own_processes(&cgroups)?.is_empty() {
-        return Ok(true);
+    let own = run.own_processes(&cgroups)?;
+    if !own.is_empty() {
+        return Ok(own);
     }
     let runtime = &host.agents[run.agent].runtime;
     let session = run.session().or_else(|| runtime.helper_pid(run.container));
-    Ok(session
-        .map(process::session_members)
-        .transpose()?
-        .is_some_and(|members| !members.is_empty()))
+    let members = session.map(process::session_members).transpose()?;
+    Ok(members.unwrap_or_default())
+}
+
+/// What shows that a run lives which a survey cannot judge, for people; `None`:
+/// nothing does, which proves nothing. Reads every process' environment: blocks.
+pub fn shows_life(host: &Host, run: &Run) -> io::Result<Option<String>> {
+    if let Some(helper) = run.helper.filter(|helper| helper.is_alive()) {
+        let helper = helper.pid;
+        return Ok(Some(format!("its launcher helper, process {helper}, runs")));
+    }
+    // Several agents may have one root, and a run that none has a record of is any's.
+    for agent in 0..host.agents.len() {
+        let run = Run {
+            agent,
+            ..run.clone()
+        };
+        if let Some(pid) = processes_left(host, &run)?.first() {
+            return Ok(Some(format!("a process of its own, pid {pid}, runs")));
+        }
+    }
+    let mut claimed = None;
+    let claimed = claimed_by_the_living(&mut claimed)?.contains(&run.container);
+    Ok(claimed.then(|| "a process that is not in its cgroup belongs to it".to_owned()))
+}
+
+/// A run that nobody has a record of, with the agent whose cgroups root, or else one
+/// of the `running` containers, has its id. Blocks.
+pub fn stranger(host: &Host, container: ContainerId, running: &[Arc<ContainerInfo>]) -> Run {
+    let has_cgroups = |agent: &AgentIndex| {
+        cgroups_of(&host.hierarchies, host.dirs(*agent), container)
+            .is_ok_and(|cgroups| !cgroups.is_empty())
+    };
+    let named = |agent: &AgentIndex| {
+        let root = std::slice::from_ref(&host.dirs(*agent).cgroups_root);
+        running
+            .iter()
+            .any(|info| named_runs(info, root).contains(&container))
+    };
+    let agents = 0..host.agents.len();
+    let agent = agents
+        .clone()
+        .find(has_cgroups)
+        .or_else(|| agents.clone().find(named));
+    let agent = agent.unwrap_or(0);
+    let dirs = host.dirs(agent);
+    Run::of_helper(agent, dirs, container, &host.launcher, None, false)
 }
 
 /// A run that is not in the runtime directory (any more), by what the agent

@@ -584,6 +584,7 @@ impl Ground for World {
             directories: sim.directories(),
             hierarchies: Vec::new(),
             own_processes: (0..sim.own_processes).map(|n| n as u32 + 2).collect(),
+            shows_life: false,
             pod_processes: 0,
             agent: state.agent,
             owned: Some(sim.owned),

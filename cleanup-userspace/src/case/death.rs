@@ -16,6 +16,10 @@ pub enum Origin {
     Hook,
     /// Comparing what should be with what is.
     Scan,
+    /// The operator, who asked to clean up after a run that a survey finds dead.
+    Operator,
+    /// The operator, who says of a run that nobody can judge that it is dead.
+    Forced,
 }
 
 /// How sure a death is.
@@ -25,15 +29,26 @@ pub enum Proof {
     Kernel,
     /// Concluded from what is there and what is not (architecture rule 3).
     Inferred,
+    /// The operator's word alone: nothing shows that the run lives, and that has to
+    /// be so again before each effect.
+    Word,
 }
 
 impl Origin {
-    pub const ALL: [Self; 4] = [Self::Kernel, Self::Pidfd, Self::Hook, Self::Scan];
+    pub const ALL: [Self; 6] = [
+        Self::Kernel,
+        Self::Pidfd,
+        Self::Hook,
+        Self::Scan,
+        Self::Operator,
+        Self::Forced,
+    ];
 
     pub fn proof(self) -> Proof {
         match self {
             Self::Kernel | Self::Pidfd => Proof::Kernel,
-            Self::Hook | Self::Scan => Proof::Inferred,
+            Self::Hook | Self::Scan | Self::Operator => Proof::Inferred,
+            Self::Forced => Proof::Word,
         }
     }
 
@@ -43,6 +58,8 @@ impl Origin {
             Self::Pidfd => "pidfd",
             Self::Hook => "hook",
             Self::Scan => "scan",
+            Self::Operator => "operator",
+            Self::Forced => "forced",
         }
     }
 }
@@ -84,9 +101,10 @@ impl Death {
         match self.origin {
             Origin::Kernel => "the kernel reported the end of its process".to_owned(),
             Origin::Pidfd => "its process, watched since it was alive, has ended".to_owned(),
-            Origin::Hook | Origin::Scan => {
+            Origin::Hook | Origin::Scan | Origin::Operator => {
                 format!("{recorded}, nothing of its own lives in its cgroups, in two looks")
             }
+            Origin::Forced => "the operator says so; nothing showed that it lives".to_owned(),
         }
     }
 

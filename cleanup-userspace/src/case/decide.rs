@@ -103,6 +103,9 @@ pub struct Facts {
     pub swept: Swept,
     /// Processes of the run itself that are left.
     pub own_processes: usize,
+    /// Something shows that the run lives, wherever that may be. Only looked for where
+    /// the operator's word is the only proof.
+    pub shows_life: bool,
     pub agent: AgentState,
     pub ownership: Ownership,
     /// One entry for each cgroup directory of the run that exists.
@@ -230,7 +233,8 @@ pub enum Outcome {
     Clean,
     /// The operator's rules leave this run alone.
     Excluded,
-    /// The death was only inferred, and something of the run lives.
+    /// The death was only inferred, or the operator's word, and something of the run
+    /// lives.
     Dismissed,
 }
 
@@ -242,7 +246,12 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
         None => return Step::Wait(Waiting::Identity),
         Some(false) => {}
     }
-    if facts.proof == Proof::Inferred && facts.own_processes > 0 {
+    let may_live = match facts.proof {
+        Proof::Kernel => false,
+        Proof::Inferred => facts.own_processes > 0,
+        Proof::Word => facts.own_processes > 0 || facts.shows_life,
+    };
+    if may_live {
         return Step::Close(Outcome::Dismissed);
     }
     if facts.to_stop > 0 {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::Death;
 use super::decide::Directory;
 use super::host::Host;
+use super::{Death, Proof};
 use crate::cgroup::{Removal, RunCgroup, docker_child, kill_docker, kill_own};
 use crate::config::Teardown;
 use crate::mesos::{AgentState, Identity};
 use crate::process::{self, Proc};
+use crate::reconcile::shows_life;
 use crate::registry::{Launcher, Run, cgroups_of, find_identity, known_identity};
 
 /// How long a case waits for a round of file system work. Past that the work is
@@ -28,6 +29,9 @@ pub struct Look {
     /// Names of the hierarchies that have a cgroup of the run.
     pub hierarchies: Vec<String>,
     pub own_processes: Vec<u32>,
+    /// Something shows that it lives; looked for if the operator's word is the only
+    /// proof of its death.
+    pub shows_life: bool,
     /// Processes in Docker's cgroups beneath the run's.
     pub pod_processes: usize,
     pub agent: AgentState,
@@ -69,6 +73,7 @@ pub async fn look(
                 .map(|cgroup| cgroup.hierarchy().name())
                 .collect(),
             own_processes: run.own_processes(&cgroups)?,
+            shows_life: death.origin.proof() == Proof::Word && shows_life(&host, &run)?.is_some(),
             agent: agent.state(),
             owned: agent.runtime.owns(run.container).ok(),
             identity: run.identity.or_else(|| {
@@ -137,6 +142,10 @@ pub fn begin_removal(
                 || host.config.teardown == Teardown::Immediate
                 || !agent.runtime.owns(run.container).unwrap_or(true);
             let mut removed = 0;
+            // Some time has passed since the look that led here.
+            if death.origin.proof() == Proof::Word && shows_life(&host, &run)?.is_some() {
+                return Ok(0);
+            }
             // One hierarchy that fails keeps no other from being cleaned.
             let mut failure = None;
             for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::host::Host;
 use super::record::Ending;
-use super::{Death, hollow};
+use super::{Death, Proof, hollow};
 use crate::cgroup::RunCgroup;
 use crate::config::Action;
 use crate::docker::{
@@ -146,7 +146,10 @@ pub fn joined(host: &Host, run: &Run, death: &Death, running: &[Listed]) -> Vec<
 
 /// `None`: something that a join by label must know is not known.
 fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence> {
-    if host.config.label_join == crate::config::LabelJoin::Off {
+    // A run that nobody can judge is known by keys that name it, and by nothing else.
+    if host.config.label_join == crate::config::LabelJoin::Off
+        || death.origin.proof() == Proof::Word
+    {
         return None;
     }
     let identity = run.identity.as_ref()?;

@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use super::pod::{Answer, Found};
 use super::record::{CaseResult, Record, key_name};
 use super::state::{CaseState, Given, nanos};
-use super::{Death, crash};
+use super::{Death, Proof, crash};
 use crate::config::Mode;
 use crate::docker::ContainerInfo;
 use crate::inbox::Request;
@@ -89,7 +89,9 @@ impl<G: Ground> Reaper<G> {
             search_due: 0,
         };
         let found = reaper.state.join(found);
-        let may_begin = reaper.ground.mode() == Mode::Enforce
+        // With nothing but the operator's word, a look has to come first.
+        let may_begin = reaper.state.record.death.origin.proof() != Proof::Word
+            && reaper.ground.mode() == Mode::Enforce
             && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false)
             && !reaper.is_held();
         if may_begin && !found.is_empty() {

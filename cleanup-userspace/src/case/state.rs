@@ -116,6 +116,7 @@ impl CaseState {
             quiet_for: self.quiet_since.map(since),
             swept,
             own_processes: look.own_processes.len(),
+            shows_life: look.shows_life,
             agent: look.agent,
             ownership: Ownership::of(look.owned, self.seen_owned),
             directories: look.directories.clone(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::settings::block_on;
@@ -32,6 +33,15 @@ impl Place {
 /// Asks the daemon of this configuration.
 pub(super) fn ask<T: DeserializeOwned>(config: &Config, path: &str) -> anyhow::Result<T> {
     Ok(block_on(client::get(&config.run_dir, path))??)
+}
+
+/// Tells the daemon of this configuration to do something.
+pub(super) fn tell<T: DeserializeOwned>(
+    config: &Config,
+    path: &str,
+    order: &impl Serialize,
+) -> anyhow::Result<T> {
+    Ok(block_on(client::post(&config.run_dir, path, order))??)
 }
 
 /// Whether nobody is there to be asked.

@@ -92,7 +92,7 @@ impl Plan {
                     Some(of) => Wanted::Of(Target::new(of)),
                     None => Wanted::Orphans,
                 };
-                run_to_end(daemon::plan_alone(config, wanted))?
+                run_to_end(daemon::plan_alone(config, wanted, false))?
             }
             Err(error) => return without_answer(error),
         };
@@ -114,7 +114,7 @@ impl Plan {
     }
 }
 
-fn pages(plans: &Plans, paint: Paint) -> String {
+pub(super) fn pages(plans: &Plans, paint: Paint) -> String {
     let mut out = String::new();
     if plans.mode == Mode::Observe {
         out.push_str("mode is observe: nothing of this is done before it is enforce\n\n");

@@ -51,6 +51,33 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// The flags that override the configuration, as they were given.
+    pub(super) fn overridden(&self) -> Vec<&'static str> {
+        let Self {
+            config: _,
+            mode,
+            dry_run: _,
+            action,
+            teardown,
+            grace,
+            docker_socket,
+            log_format: _,
+        } = self;
+        let given = [
+            ("--mode", mode.is_some()),
+            ("--action", action.is_some()),
+            ("--teardown", teardown.is_some()),
+            ("--grace", grace.is_some()),
+            ("--docker-socket", docker_socket.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(flag, _)| flag).collect()
+    }
+
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run || self.mode == Some(Mode::Observe)
+    }
+
     /// The file, or the defaults, with what was given on the command line.
     pub(super) fn configuration(self) -> anyhow::Result<Config> {
         let mut config = Config::of(self.config.as_deref())?;
@@ -110,9 +137,9 @@ pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> an
     outcome
 }
 
-/// To standard error; `RUST_LOG` filters.
-pub(super) fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// To standard error; `RUST_LOG` filters, else `level` does.
+pub(super) fn start_log(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

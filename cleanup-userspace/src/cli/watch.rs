@@ -55,7 +55,7 @@ impl Watch {
         if let Some(probe) = self.probe {
             config.probe = probe;
         }
-        start_log(config.log_format);
+        start_log(config.log_format, "info");
         run_to_end(daemon::watch(config)).map(|()| ExitCode::SUCCESS)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::learn::learn_agent;
-use super::{configured_or_running, launcher_hierarchy, preflight};
+use super::{NO_AGENT, configured_or_running, launcher_hierarchy, preflight};
 use crate::case::Host;
 use crate::cgroup::Hierarchies;
 use crate::config::Config;
@@ -22,16 +22,20 @@ const PATIENCE: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What would be done, by what one look can tell. Takes no lock and changes nothing.
-pub async fn plan_alone(config: Config, wanted: Wanted) -> anyhow::Result<api::Plans> {
+///
+/// `forced`: as if the operator said of unknown runs that they are dead.
+pub async fn plan_alone(
+    config: Config,
+    wanted: Wanted,
+    forced: bool,
+) -> anyhow::Result<api::Plans> {
     preflight::check()?;
     let hierarchies = Hierarchies::discover()?;
     let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
     let agents = configured_or_running(&config).await;
     if agents.is_empty() {
-        bail!(
-            "no agent is configured and no mesos-agent runs: name its directories in [[agents]] of the configuration (--config)"
-        );
+        bail!(NO_AGENT);
     }
     let journal = Journal::disabled();
     let host = Arc::new(Host::new(
@@ -61,6 +65,7 @@ pub async fn plan_alone(config: Config, wanted: Wanted) -> anyhow::Result<api::P
     let runs = host.registry().iter().map(|run| run.container).collect();
     let known = Known {
         runs,
+        forced,
         ..Known::default()
     };
     Ok(tokio::task::spawn_blocking(move || plans(&host, &known, &wanted, listed)).await?)

@@ -1,5 +1,7 @@
 //! What the loop tells those who ask it: copies, between two signals.
 
+use std::time::Duration;
+
 use super::core::{Core, Counters};
 use super::supervisor::standing;
 use crate::remains::{Question, Standing};
@@ -18,8 +20,19 @@ impl Core {
     }
 
     /// Somebody wants to know how things are: a copy of what only this loop has.
-    pub(super) fn on_inquiry(&self, inquiry: Inquiry) {
-        let Inquiry { closed, answer } = inquiry;
+    pub(super) fn on_inquiry(&mut self, inquiry: Inquiry) {
+        let Inquiry {
+            closed,
+            orders,
+            answer,
+        } = inquiry;
+        let ordered = !orders.is_empty();
+        for order in orders {
+            self.orders.take(order, &self.host, &mut self.casebook);
+        }
+        if ordered && self.orders.are_looking() {
+            self.begin_survey(Duration::ZERO);
+        }
         let Counters {
             exits,
             foreign,
@@ -50,6 +63,7 @@ impl Core {
                 results: self.casebook.results.clone(),
                 containers: self.casebook.containers,
             },
+            ordered: self.orders.states(),
         };
         // Nobody waits any more.
         let _ = answer.send(snapshot);

@@ -175,11 +175,14 @@ impl Casebook {
         if record.result != CaseResult::HandedOver {
             close_account(&self.host.journal, &record);
         }
-        // What is not dead is no tombstone: the next survey judges it anew.
-        if matches!(
-            record.result,
-            CaseResult::HandedOver | CaseResult::Dismissed
-        ) {
+        // What is not dead is no tombstone: the next survey judges it anew. Nor is what
+        // only the operator called dead: that was said of what was there then.
+        let is_dead = record.death.origin.proof() != Proof::Word
+            && !matches!(
+                record.result,
+                CaseResult::HandedOver | CaseResult::Dismissed
+            );
+        if !is_dead {
             return;
         }
         let Record {
@@ -266,6 +269,9 @@ impl Casebook {
         self.host.metrics.panicked(Panicked::Case);
         if open.panicked {
             tracing::error!(%container, "the task of a case panicked again; the case is given up until the next start");
+            if open.death.origin.proof() == Proof::Word {
+                return;
+            }
             self.bury(Tombstone {
                 run: open.run,
                 death: open.death,
@@ -324,6 +330,20 @@ impl Casebook {
                 );
             }
         }
+    }
+
+    /// Begins the closed case of a dead run again, if there is one.
+    pub fn reopen_closed(&mut self, container: ContainerId) -> bool {
+        let Some(Tombstone { run, death, .. }) = self.tombstones.get(&container) else {
+            return false;
+        };
+        let (run, death) = (run.clone(), death.clone());
+        self.reopen(
+            run,
+            death,
+            "the operator wants a closed case to be looked at: reopened",
+        );
+        true
     }
 
     fn reopen(&mut self, run: Run, death: Death, why: &str) {

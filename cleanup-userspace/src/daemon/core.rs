@@ -12,8 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::agents::follow_agent;
 use super::casebook::Casebook;
+use super::orders::Orders;
 use super::supervisor::Supervisor;
-use super::surveyor::{SECOND_LOOK, Surveyor, look};
+use super::surveyor::{SECOND_LOOK, Surveyor};
 use crate::case::{CaseMessage, Death, Host, Origin, Record, printable};
 use crate::cgroup::Membership;
 use crate::docker::{DockerChange, follow_docker};
@@ -79,8 +80,9 @@ pub struct Core {
     messages: UnboundedReceiver<Message>,
     pub(super) casebook: Casebook,
     pub(super) surveyor: Surveyor,
+    pub(super) orders: Orders,
     /// `None`: what dead runs leave in Docker stays.
-    remains: Option<Remains>,
+    pub(super) remains: Option<Remains>,
     questions: UnboundedReceiver<Question>,
     pub(super) losses: Losses,
     pub(super) docker_up: Option<bool>,
@@ -112,6 +114,7 @@ impl Core {
             questions,
             casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
+            orders: Orders::default(),
             host,
             exits,
             sender,
@@ -265,9 +268,23 @@ impl Core {
                 self.casebook.tell_all(|| CaseMessage::Nudge);
                 self.begin_survey(Duration::ZERO);
             }
-            Message::Surveyed(survey) => self.on_survey(survey),
-            Message::Closed(record) => self.casebook.close(*record),
-            Message::Panicked(container) => self.casebook.panicked(container),
+            Message::Surveyed(survey) => self.on_survey(&survey),
+            Message::Closed(record) => self.on_closed(*record),
+            Message::Panicked(container) => {
+                self.casebook.panicked(container);
+                if !self.casebook.is_open(container) {
+                    self.orders.on_given_up(container);
+                }
+            }
+        }
+    }
+
+    fn on_closed(&mut self, record: Record) {
+        self.orders.on_closed(&record);
+        let container = record.run.container;
+        self.casebook.close(record);
+        if self.casebook.is_open(container) {
+            self.orders.on_reopened(container);
         }
     }
 
@@ -319,79 +336,7 @@ impl Core {
         }
     }
 
-    // ---- surveys and losses
-
-    async fn first_survey(&mut self) {
-        let (host, known) = (Arc::clone(&self.host), HashSet::new());
-        match look(host, known).await {
-            Ok(found) => self.on_survey(found),
-            Err(error) => tracing::error!(%error, "the first survey failed"),
-        }
-    }
-
-    pub(super) fn begin_survey(&mut self, after: Duration) {
-        let known = self.known();
-        self.surveyor.begin(after, known);
-    }
-
-    fn on_survey(&mut self, survey: Survey) {
-        for run in survey.live {
-            self.on_learnt(run);
-        }
-        let dead = survey
-            .dead
-            .into_iter()
-            .filter(|run| !self.is_known(run.container))
-            .collect();
-        for run in self.surveyor.confirm(dead) {
-            tracing::info!(container = %run.container, "a dead run that no event told of");
-            self.counters.deaths += 1;
-            self.host.metrics.orphan();
-            let origin = self.surveyor.origin_of(&run);
-            self.casebook.open(run, Death::noticed(origin));
-        }
-        if let Some(began) = survey.began {
-            self.casebook
-                .have_cgroups(&survey.known_with_cgroups, began);
-        }
-        self.surveyor.report_unknown(&survey.unknown);
-        self.check_registered();
-        match self.surveyor.finished() {
-            Some(after) => self.begin_survey(after),
-            // Everything that is there was judged, and Docker's part is known.
-            None if self.docker_up == Some(true) => {
-                self.casebook
-                    .settle_unfinished(|container| survey.unknown.contains_key(&container));
-                if let Some(remains) = &self.remains {
-                    remains.begin();
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// A registered run whose helper is gone without a word.
-    fn check_registered(&mut self) {
-        let silent: Vec<(ContainerId, Proc)> = {
-            let registry = self.host.registry();
-            let waiting = registry.iter().filter(|run| !run.orphaned);
-            waiting
-                .filter_map(|run| {
-                    Some((
-                        run.container,
-                        run.helper.filter(|helper| !helper.is_alive())?,
-                    ))
-                })
-                .collect()
-        };
-        for (container, helper) in silent {
-            self.on_ended(
-                container,
-                Ended::Helper(helper),
-                &Death::noticed(Origin::Scan),
-            );
-        }
-    }
+    // ---- losses
 
     /// Notes what is nobody's event.
     fn sample(&self) {

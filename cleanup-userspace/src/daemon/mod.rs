@@ -11,9 +11,11 @@ mod deaths;
 mod exits;
 mod learn;
 mod memory;
+mod orders;
 pub(crate) mod preflight;
 mod supervisor;
 mod surveyor;
+mod surveys;
 mod turn;
 
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use self::alone::plan_alone;
-pub use self::clean::{CleanOptions, CleanOutcome, clean_from_inbox};
+pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
 use self::core::Core;
 use self::supervisor::Supervisor;
 use self::turn::Turn;
@@ -37,6 +39,8 @@ use crate::metrics::{self, Metrics};
 use crate::probe::{self, ProbeOptions, RootSpec};
 use crate::run_dir::RunLock;
 use crate::serve::{Inquiries, Server};
+
+const NO_AGENT: &str = "no agent is configured and no mesos-agent runs: name its directories in [[agents]] of the configuration (--config)";
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);

@@ -94,7 +94,7 @@ pub fn fate(container: &Stopped, rules: &Rules) -> Fate {
     if excluded != Some(false) {
         return Fate::Stay(Stay::Excluded);
     }
-    if rules.held && proof == Proof::Inferred {
+    if rules.held && proof != Proof::Kernel {
         return Fate::Stay(Stay::Held);
     }
     if kept {

@@ -47,7 +47,7 @@ pub fn is_left(network: &NetworkFacts, rules: &Rules) -> bool {
         Claim::Nothing => false,
         // No other run has a project of this name.
         Claim::Project(Owner::Dead { proof, excluded }) => {
-            excluded == Some(false) && !(rules.held && proof == Proof::Inferred)
+            excluded == Some(false) && !(rules.held && proof != Proof::Kernel)
         }
         Claim::Project(Owner::InUse | Owner::Unknown) => false,
         Claim::Nominated => !awaited,

@@ -303,6 +303,79 @@ pub struct Plans {
     pub plans: Vec<Plan>,
 }
 
+/// Body of `POST /v1/clean`: clean up after these dead runs, now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CleanRequest {
+    /// Mesos container ids, whole.
+    pub containers: Vec<String>,
+    /// An unknown run counts as dead, unless something shows that it lives. With one
+    /// container only.
+    #[serde(default)]
+    pub force_unknown: bool,
+}
+
+/// Answer to `POST /v1/clean`, of the runs in it; and to `GET /v1/clean`, of all that
+/// were asked for in the last ten minutes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Cleanings {
+    pub now_unix_ns: i64,
+    /// By container id.
+    pub cleanings: Vec<Cleaning>,
+}
+
+/// What became of one run that was to be cleaned up after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Cleaning {
+    /// Mesos container id of the run.
+    pub container: String,
+    pub state: CleaningState,
+    /// Of one that was refused: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Its case, while that is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub case: Option<Case>,
+    /// Its case, once that is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<ClosedCase>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CleaningState {
+    /// Two looks at the host, 2 s apart, have to agree first.
+    Looking,
+    /// Its case is open.
+    AtWork,
+    /// Its case is closed.
+    Closed,
+    /// Nothing of it was left.
+    NothingLeft,
+    /// Nothing was done.
+    Refused,
+}
+
+/// What a case came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ClosedCase {
+    /// Its number in the journal.
+    pub case: String,
+    /// `clean`, `excluded`, `dismissed` (something of it lives), `handed_over` (the
+    /// daemon stopped first).
+    pub result: String,
+    /// Containers of the pod that were found to run.
+    pub containers: usize,
+    /// Directories that were removed.
+    pub cgroups_removed: usize,
+}
+
 /// What would be done about one executor run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -9,6 +9,7 @@ use axum::http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -55,11 +56,33 @@ pub enum ClientError {
 /// Asks the daemon with this run directory. `path`: without the version,
 /// percent-encoded.
 pub async fn get<T: DeserializeOwned>(run_dir: &Path, path: &str) -> Result<T, ClientError> {
+    exchange(run_dir, path, None).await
+}
+
+/// Tells the daemon with this run directory to do something.
+pub async fn post<T: DeserializeOwned>(
+    run_dir: &Path,
+    path: &str,
+    order: &impl Serialize,
+) -> Result<T, ClientError> {
+    let order = serde_json::to_vec(order).map_err(|error| ClientError::Silent {
+        socket: path_in(run_dir),
+        problem: format!("the order cannot be written: {error}"),
+    })?;
+    exchange(run_dir, path, Some(order.into())).await
+}
+
+/// `order`: the body, JSON; without one it is a question.
+async fn exchange<T: DeserializeOwned>(
+    run_dir: &Path,
+    path: &str,
+    order: Option<Bytes>,
+) -> Result<T, ClientError> {
     let socket = path_in(run_dir);
     let began = Instant::now();
     let (status, body) = loop {
         let stream = connect(run_dir, &socket).await?;
-        match timeout(ANSWER, request(stream, path)).await {
+        match timeout(ANSWER, request(stream, path, order.clone())).await {
             Ok(Ok(answer)) => break answer,
             Ok(Err(error)) if error.is_crowded() && began.elapsed() < CROWDED => {
                 sleep(PAUSE).await;
@@ -142,12 +165,24 @@ impl RequestError {
     }
 }
 
-async fn request(stream: UnixStream, path: &str) -> Result<(StatusCode, Bytes), RequestError> {
+async fn request(
+    stream: UnixStream,
+    path: &str,
+    order: Option<Bytes>,
+) -> Result<(StatusCode, Bytes), RequestError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(format!("/{}/{path}", api::VERSION))
+    let path = format!("/{}/{path}", api::VERSION);
+    let (request, body) = match order {
+        None => (Request::get(path), Body::empty()),
+        Some(order) => {
+            let json = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+            (json, order.into())
+        }
+    };
+    let request = request
         .header(header::HOST, "compose-cleanup")
         .header(header::CONNECTION, "close")
-        .body(Body::empty())?;
+        .body(body)?;
     // The connection's work ends with this future: it is not left to itself.
     let exchange = async {
         let answer = sender.send_request(request).await?;

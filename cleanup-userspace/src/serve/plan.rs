@@ -15,12 +15,12 @@ use crate::case::{
     places, recorded_end,
 };
 use crate::config::{Action, Mode};
-use crate::docker::{Listed, named_runs};
+use crate::docker::Listed;
 use crate::journal::unix_ns;
 use crate::mesos::{AgentState, ContainerId};
 use crate::process::{Proc, monotonic_ns, unix_seconds};
-use crate::reconcile::{Survey, Unknown, survey};
-use crate::registry::{Run, cgroups_of};
+use crate::reconcile::{Survey, Unknown, shows_life, stranger, survey};
+use crate::registry::Run;
 
 /// For Docker's list; without it, what was known before counts.
 const DOCKER: Duration = Duration::from_secs(5);
@@ -31,13 +31,24 @@ pub enum Wanted {
     /// Everything that is dead or unknown.
     Orphans,
     Of(Target),
+    /// Exactly these.
+    Runs(HashSet<ContainerId>),
 }
 
 impl Wanted {
-    fn is(&self, run: &Run) -> bool {
+    pub fn is(&self, run: &Run) -> bool {
         match self {
             Self::Orphans => true,
             Self::Of(target) => target.is(run),
+            Self::Runs(runs) => runs.contains(&run.container),
+        }
+    }
+
+    /// Closed runs that are wanted, too: none, of everything that is dead.
+    pub(super) fn of_closed(&self) -> Option<Self> {
+        match self {
+            Self::Orphans => None,
+            Self::Of(_) | Self::Runs(_) => Some(self.clone()),
         }
     }
 }
@@ -51,6 +62,8 @@ pub struct Known {
     /// Every run that a survey need not judge.
     pub runs: HashSet<ContainerId>,
     pub by_daemon: bool,
+    /// The operator says of unknown runs that they are dead.
+    pub forced: bool,
 }
 
 /// What runs now; an error in words if Docker does not say.
@@ -157,7 +170,7 @@ impl Look<'_> {
     fn of_survey(&self, found: &Survey, wanted: &Wanted) -> Vec<api::Plan> {
         let mut plans = match wanted {
             Wanted::Orphans => Vec::new(),
-            Wanted::Of(_) => self.of_living(&found.live, wanted).collect(),
+            Wanted::Of(_) | Wanted::Runs(_) => self.of_living(&found.live, wanted).collect(),
         };
         for run in found.dead.iter().filter(|run| wanted.is(run)) {
             let recorded = recorded_end(run);
@@ -175,6 +188,7 @@ impl Look<'_> {
             let is_wanted = match wanted {
                 Wanted::Orphans => true,
                 Wanted::Of(target) => target.names(*container, unknown.executor_id.as_deref()),
+                Wanted::Runs(runs) => runs.contains(container),
             };
             if is_wanted {
                 plans.push(self.unknown(*container, unknown));
@@ -183,60 +197,48 @@ impl Look<'_> {
         plans
     }
 
-    /// What may live: all that is there of it, and nothing is done.
+    /// What may live: all that is there of it, and nothing is done; unless the operator
+    /// says that it is dead, and nothing shows that it lives.
     fn unknown(&self, container: ContainerId, unknown: &Unknown) -> api::Plan {
-        let recorded = unknown.run.as_deref();
         let stand_in;
-        let run = match recorded {
+        let run = match unknown.run.as_deref() {
             Some(run) => run,
             None => {
-                stand_in = self.stranger(container);
+                let infos = self.running.iter();
+                let infos: Vec<_> = infos.filter_map(|listed| listed.info.clone()).collect();
+                stand_in = stranger(self.host, container, &infos);
                 &stand_in
             }
+        };
+        let (evidence, origin) = if self.known.forced {
+            match shows_life(self.host, run) {
+                Ok(None) => (
+                    format!("{}; nothing shows that it lives", unknown.why),
+                    Origin::Forced,
+                ),
+                Ok(Some(sign)) => (format!("{}; {sign}", unknown.why), Origin::Scan),
+                Err(error) => (
+                    format!(
+                        "{}; whether it lives cannot be looked at: {error}",
+                        unknown.why
+                    ),
+                    Origin::Scan,
+                ),
+            }
+        } else {
+            (unknown.why.to_owned(), Origin::Scan)
         };
         let mut plan = self.plan(&Judged {
             run,
             standing: api::Standing::Unknown,
-            evidence: unknown.why.to_owned(),
-            death: Death::noticed(Origin::Scan),
+            evidence,
+            death: Death::noticed(origin),
             case: None,
         });
-        if recorded.is_none() {
+        if unknown.run.is_none() {
             plan.agent = None;
         }
         plan
-    }
-
-    /// A run that nobody has a record of, with the agent whose cgroups root, or
-    /// else containers, have its id.
-    fn stranger(&self, container: ContainerId) -> Run {
-        let host = self.host;
-        let has_cgroups = |agent: &usize| {
-            cgroups_of(&host.hierarchies, host.dirs(*agent), container)
-                .is_ok_and(|cgroups| !cgroups.is_empty())
-        };
-        let named = |agent: &usize| {
-            let root = std::slice::from_ref(&host.dirs(*agent).cgroups_root);
-            let mut infos = self
-                .running
-                .iter()
-                .filter_map(|listed| listed.info.as_ref());
-            infos.any(|info| named_runs(info, root).contains(&container))
-        };
-        let agents = 0..host.agents.len();
-        let agent = agents
-            .clone()
-            .find(has_cgroups)
-            .or_else(|| agents.clone().find(named));
-        let agent = agent.unwrap_or(0);
-        Run::of_helper(
-            agent,
-            host.dirs(agent),
-            container,
-            &host.launcher,
-            None,
-            false,
-        )
     }
 
     fn plan(&self, judged: &Judged<'_>) -> api::Plan {
@@ -251,9 +253,12 @@ impl Look<'_> {
         let seen = case.and_then(|case| case.seen.identity.as_ref());
         let identity = run.identity.as_ref().or(seen);
         let excluded = is_excluded(&host.config.exclude, identity);
-        let is_left = *standing == api::Standing::Unknown || excluded != Some(false);
+        let forced = death.origin == Origin::Forced;
+        let is_unknown = *standing == api::Standing::Unknown && !forced;
+        let is_left = is_unknown || excluded != Some(false);
         let containers = self.containers(run, death, is_left);
-        let (cgroups, trouble) = self.cgroups(run, death, *standing, is_left);
+        let is_dead = forced || *standing == api::Standing::Dead;
+        let (cgroups, trouble) = self.cgroups(run, death, is_dead, is_left);
         let stops = containers.iter().any(|planned| {
             !matches!(
                 planned.action,
@@ -291,8 +296,9 @@ impl Look<'_> {
         nothing: bool,
     ) -> (api::Acts, String) {
         use api::{Acts, Standing};
+        let forced = judged.death.origin == Origin::Forced;
         let (acts, why) = match (judged.standing, excluded) {
-            (Standing::Unknown, _) => (
+            (Standing::Unknown, _) if !forced => (
                 Acts::Never,
                 "what is neither proven live nor dead is left alone",
             ),
@@ -306,15 +312,15 @@ impl Look<'_> {
             }
             _ if self.host.config.mode == Mode::Observe => (Acts::Never, "mode is \"observe\""),
             (Standing::Live, _) => (Acts::OnDeath, "it lives"),
-            (Standing::Dead, _) if nothing => (Acts::Never, "nothing of it is left"),
-            (Standing::Dead, _)
-                if self.held && stops && judged.death.origin.proof() == Proof::Inferred =>
-            {
-                (
-                    Acts::OnRelease,
-                    "its death was only inferred, and those are held: `compose-cleanup release`",
-                )
-            }
+            (_, _) if nothing => (Acts::Never, "nothing of it is left"),
+            (_, _) if self.held && stops && judged.death.origin.proof() != Proof::Kernel => (
+                Acts::OnRelease,
+                "the kernel did not report its death, and such are held: `compose-cleanup release`",
+            ),
+            (Standing::Unknown, _) => (
+                Acts::Now,
+                "the operator says that it is dead (--force-unknown)",
+            ),
             (Standing::Dead, _) if judged.case.is_some() => (Acts::Now, "its case is open"),
             (Standing::Dead, _) if self.known.by_daemon => {
                 (Acts::Now, "the daemon's next survey takes it up")
@@ -360,7 +366,7 @@ impl Look<'_> {
         &self,
         run: &Run,
         death: &Death,
-        standing: api::Standing,
+        is_dead: bool,
         is_left: bool,
     ) -> (Vec<api::PlannedCgroup>, Option<String>) {
         let host = self.host;
@@ -372,13 +378,14 @@ impl Look<'_> {
             Err(error) => return (Vec::new(), Some(error.to_string())),
         };
         let state = agent.state();
-        let ownership = match standing {
-            api::Standing::Dead => Ownership::of(
+        let ownership = if is_dead {
+            Ownership::of(
                 agent.runtime.owns(run.container).ok(),
                 run.owned || agent.is_verified(),
-            ),
+            )
+        } else {
             // When it dies, its agent owns it.
-            api::Standing::Live | api::Standing::Unknown => Ownership::Owned,
+            Ownership::Owned
         };
         let teardown = host.config.teardown;
         let planned = found.into_iter().map(|place| {

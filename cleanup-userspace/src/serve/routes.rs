@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -13,9 +13,9 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::snapshot::{Inquiry, Snapshot};
+use super::snapshot::{Inquiry, Order, Snapshot};
 use super::target::Target;
-use super::{Known, Wanted, api, executors, list, plans, status};
+use super::{Known, Wanted, api, clean, executors, list, plans, status};
 use crate::case::Host;
 use crate::process::unix_seconds;
 
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// What the handlers share.
 #[derive(Debug, Clone)]
 pub(super) struct App {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
     inquiries: mpsc::Sender<Inquiry>,
     /// One look at the host at a time. Whoever looks holds it, even if nobody waits
     /// for that any more: no more than one thread hangs.
@@ -46,13 +46,21 @@ impl App {
     }
 
     /// What the daemon's loop knows now.
-    async fn ask(&self, closed: Option<Target>) -> Result<Snapshot, Refusal> {
+    pub(super) async fn ask(
+        &self,
+        closed: Option<Wanted>,
+        orders: Vec<Order>,
+    ) -> Result<Snapshot, Refusal> {
         const BUSY: Refusal = Refusal::Busy(
             "the daemon is starting, stopping or very busy: ask again in a moment, or look at its log",
         );
         let (answer, answered) = oneshot::channel();
         self.inquiries
-            .try_send(Inquiry { closed, answer })
+            .try_send(Inquiry {
+                closed,
+                orders,
+                answer,
+            })
             .map_err(|_| BUSY)?;
         match timeout(LOOP, answered).await {
             Ok(Ok(snapshot)) => Ok(snapshot),
@@ -60,8 +68,23 @@ impl App {
         }
     }
 
+    /// What would be done about these runs now.
+    pub(super) async fn plans(&self, wanted: Wanted, forced: bool) -> Result<api::Plans, Refusal> {
+        let listed = list(&self.host).await;
+        let snapshot = self.ask(wanted.of_closed(), Vec::new()).await?;
+        let known = Known {
+            cases: snapshot.cases,
+            closed: snapshot.closed,
+            runs: snapshot.known,
+            by_daemon: true,
+            forced,
+        };
+        self.look(move |host| plans(host, &known, &wanted, listed))
+            .await
+    }
+
     /// Looks at the host on a thread that may block.
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Host) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -92,8 +115,10 @@ impl App {
 pub(super) enum Refusal {
     Stranger,
     NoSuchPath(Uri),
-    OnlyGet(Method),
+    NotThis(Method),
     BadQuery(String),
+    BadOrder(String),
+    InTheWay(&'static str),
     Busy(&'static str),
     Failed(&'static str),
 }
@@ -124,14 +149,19 @@ impl IntoResponse for Refusal {
                     api::VERSION
                 ),
             ),
-            Self::OnlyGet(method) => (
+            Self::NotThis(method) => (
                 StatusCode::METHOD_NOT_ALLOWED,
-                format!("{method} changes nothing here: use GET"),
+                format!("{method} changes nothing here: use GET (or POST to /v1/clean)"),
             ),
             Self::BadQuery(why) => (
                 StatusCode::BAD_REQUEST,
                 format!("plan?of=ID or plan?orphans=true: {}", why.escape_debug()),
             ),
+            Self::BadOrder(why) => (
+                StatusCode::BAD_REQUEST,
+                format!("not a CleanRequest: {}", why.escape_debug()),
+            ),
+            Self::InTheWay(what) => (StatusCode::CONFLICT, what.to_owned()),
             Self::Busy(why) => (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()),
             Self::Failed(why) => (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()),
         };
@@ -145,8 +175,14 @@ pub(super) fn router(app: App) -> Router {
         .route(&path("status"), get(get_status))
         .route(&path("executors"), get(get_executors))
         .route(&path("plan"), get(get_plan))
+        .route(
+            &path("clean"),
+            get(clean::get_clean)
+                .post(clean::post_clean)
+                .layer(DefaultBodyLimit::max(clean::LARGEST)),
+        )
         .fallback(async |uri: Uri| Refusal::NoSuchPath(uri))
-        .method_not_allowed_fallback(async |method: Method| Refusal::OnlyGet(method))
+        .method_not_allowed_fallback(async |method: Method| Refusal::NotThis(method))
         .with_state(app)
 }
 
@@ -160,6 +196,9 @@ struct PlanQuery {
     of: Option<String>,
     #[serde(default)]
     orphans: bool,
+    /// As if the operator said of unknown runs that they are dead.
+    #[serde(default)]
+    force_unknown: bool,
 }
 
 async fn get_plan(
@@ -169,33 +208,22 @@ async fn get_plan(
     let Query(query) = query.map_err(|error| Refusal::BadQuery(error.body_text()))?;
     let wanted = match query {
         PlanQuery {
-            of: Some(of),
+            of: Some(ref of),
             orphans: false,
-        } => Wanted::Of(Target::new(&of)),
+            ..
+        } => Wanted::Of(Target::new(of)),
         PlanQuery {
             of: None,
             orphans: true,
+            force_unknown: false,
         } => Wanted::Orphans,
         _ => return Err(Refusal::BadQuery("one of the two".to_owned())),
     };
-    let closed = match &wanted {
-        Wanted::Of(target) => Some(target.clone()),
-        Wanted::Orphans => None,
-    };
-    let listed = list(&app.host).await;
-    let snapshot = app.ask(closed).await?;
-    let known = Known {
-        cases: snapshot.cases,
-        closed: snapshot.closed,
-        runs: snapshot.known,
-        by_daemon: true,
-    };
-    let look = move |host: &Host| plans(host, &known, &wanted, listed);
-    app.look(look).await.map(Json)
+    app.plans(wanted, query.force_unknown).await.map(Json)
 }
 
 async fn get_status(State(app): State<App>) -> Result<Json<api::Status>, Refusal> {
-    let snapshot = app.ask(None).await?;
+    let snapshot = app.ask(None, Vec::new()).await?;
     let started = app.started;
     let look = move |host: &Host| status::status(host, &snapshot, started);
     app.look(look).await.map(Json)

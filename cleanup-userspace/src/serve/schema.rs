@@ -19,6 +19,8 @@ fn schema() -> Value {
     generator.subschema_for::<api::Status>();
     generator.subschema_for::<api::Executors>();
     generator.subschema_for::<api::Plans>();
+    generator.subschema_for::<api::CleanRequest>();
+    generator.subschema_for::<api::Cleanings>();
     generator.subschema_for::<api::Failure>();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use tokio::sync::oneshot;
 
-use super::target::Target;
-use crate::case::{Death, Seen};
+use super::plan::Wanted;
+use crate::case::{CaseResult, Death, Seen};
+use crate::journal::CaseId;
 use crate::mesos::ContainerId;
 use crate::probe::Losses;
 use crate::registry::Run;
@@ -15,8 +16,43 @@ use crate::registry::Run;
 #[derive(Debug)]
 pub struct Inquiry {
     /// Closed runs that are wanted, too.
-    pub closed: Option<Target>,
+    pub closed: Option<Wanted>,
+    /// What is to be done first.
+    pub orders: Vec<Order>,
     pub answer: oneshot::Sender<Snapshot>,
+}
+
+/// A dead run that the operator wants to be cleaned up after, now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    pub container: ContainerId,
+    /// Also if it is unknown: the operator says that it is dead.
+    pub forced: bool,
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ordered {
+    /// Two looks at the host have to agree first.
+    Looking,
+    /// Its case is open.
+    AtWork,
+    Closed {
+        case: CaseId,
+        result: CaseResult,
+        containers: usize,
+        cgroups_removed: usize,
+    },
+    /// There was nothing to do.
+    NothingLeft,
+    /// Nothing was done, for this reason.
+    Refused(String),
+}
+
+impl Ordered {
+    pub fn is_over(&self) -> bool {
+        !matches!(self, Self::Looking | Self::AtWork)
+    }
 }
 
 /// One moment of the loop.
@@ -32,6 +68,8 @@ pub struct Snapshot {
     /// Runs that the last survey could not judge.
     pub unknown: usize,
     pub counts: Counts,
+    /// What became of the operator's orders of the last minutes.
+    pub ordered: Vec<(ContainerId, Ordered)>,
 }
 
 #[derive(Debug)]

@@ -21,6 +21,7 @@ pub(super) fn status(host: &Host, snapshot: &Snapshot, started: f64) -> api::Sta
         known: _,
         unknown,
         counts,
+        ordered: _,
     } = snapshot;
     api::Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

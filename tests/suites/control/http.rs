@@ -47,6 +47,15 @@ pub fn get(scratch: &Scratch, path: &str) -> Result<String> {
     send(scratch, request.as_bytes())
 }
 
+pub fn post(scratch: &Scratch, path: &str, body: &serde_json::Value) -> Result<String> {
+    let body = body.to_string();
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    send(scratch, request.as_bytes())
+}
+
 fn is_closed(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }

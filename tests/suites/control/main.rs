@@ -1,6 +1,7 @@
 //! Asking the daemon: its control socket, and the commands that use it. The agent,
 //! Docker and the executors are real; where only the socket matters there are none.
 
+mod clean;
 mod executors;
 mod hostile;
 mod http;

@@ -26,6 +26,7 @@ fn quiet() -> Facts {
         quiet_for: Some(Duration::from_millis(10)),
         swept: Swept::Quiet,
         own_processes: 0,
+        shows_life: false,
         agent: AgentState::Alive,
         ownership: Ownership::Owned,
         directories: vec![Directory::Agents],
@@ -266,6 +267,75 @@ fn the_usual_way() {
             Step::Close(Outcome::Dismissed),
         ),
         (
+            "the operator says that it is dead, and nothing speaks against it",
+            Facts {
+                proof: Proof::Word,
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Stop,
+        ),
+        (
+            "the operator says that it is dead, and a process of its own runs",
+            Facts {
+                proof: Proof::Word,
+                own_processes: 1,
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Close(Outcome::Dismissed),
+        ),
+        (
+            "the operator says that it is dead, and a process elsewhere is its",
+            Facts {
+                proof: Proof::Word,
+                shows_life: true,
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Close(Outcome::Dismissed),
+        ),
+        (
+            "the operator's word does not lift a hold",
+            Facts {
+                proof: Proof::Word,
+                held: true,
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Wait(Waiting::Release),
+        ),
+        (
+            "the operator's word does not lift an exclusion",
+            Facts {
+                proof: Proof::Word,
+                excluded: Some(true),
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Close(Outcome::Excluded),
+        ),
+        (
+            "the operator's word does not take what is a living agent's",
+            Facts {
+                proof: Proof::Word,
+                ownership: Ownership::Unknown,
+                quiet_for: long,
+                swept: Swept::Settled,
+                ..quiet()
+            },
+            Step::Wait(Waiting::AgentDestroys),
+        ),
+        (
+            "proven by the kernel: who else names its sandbox was started by it",
+            Facts {
+                shows_life: true,
+                to_stop: 2,
+                ..quiet()
+            },
+            Step::Stop,
+        ),
+        (
             "a kept container keeps its cgroups",
             Facts {
                 kept: 1,
@@ -411,7 +481,7 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
     ];
     let mut states = 0u64;
     // The digits of a number in mixed radix: one for each fact.
-    let radix = [2, 3, 2, 2, 2, 2, 2, 4, 2, 4, 4, 2, 3, 3, 4, 2, 2];
+    let radix = [4, 3, 2, 2, 2, 2, 2, 4, 2, 4, 4, 2, 3, 3, 4, 2, 2];
     let mut digits = [0usize; 17];
     loop {
         let [
@@ -433,7 +503,9 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
             busy,
             age,
         ] = digits;
-        facts.proof = [Proof::Kernel, Proof::Inferred][proof];
+        // Whose life shows elsewhere matters where only the operator's word counts.
+        facts.proof = [Proof::Kernel, Proof::Inferred, Proof::Word, Proof::Word][proof];
+        facts.shows_life = proof == 3;
         facts.excluded = [Some(false), Some(true), None][excluded];
         facts.held = held == 1;
         facts.to_stop = to_stop;
@@ -477,9 +549,8 @@ fn every_state_and_fact() {
     every_state(|facts, policy, step| {
         seen.insert(step.name());
         let acts = !matches!(step, Step::Wait(_) | Step::Close(_) | Step::Sweep);
-        if facts.excluded != Some(false)
-            || facts.proof == Proof::Inferred && facts.own_processes > 0
-        {
+        let shows_life = facts.own_processes > 0 || facts.shows_life;
+        if facts.excluded != Some(false) || facts.proof != Proof::Kernel && shows_life {
             assert!(!acts, "acts on what is excluded or may live: {facts:?}");
         }
         if facts.held && facts.to_stop > 0 {

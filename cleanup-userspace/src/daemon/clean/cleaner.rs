@@ -7,13 +7,12 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::CleanOutcome;
 use super::verdict::{Found, LOOKS, Pending, Verdict, verdict};
+use super::{CleanOutcome, learn_living};
 use crate::case::{CaseMessage, CaseResult, Death, Host, Origin, Record, printable};
 use crate::config::Mode;
 use crate::daemon::casebook::Casebook;
 use crate::daemon::core::Message;
-use crate::daemon::learn::learn_agent;
 use crate::daemon::surveyor::{SECOND_LOOK, Surveyor};
 use crate::docker::{DockerChange, follow_docker};
 use crate::inbox::{Inbox, Letter};
@@ -220,7 +219,7 @@ impl Cleaner {
         self.looking = false;
         self.surveyor.finished();
         self.surveyor.report_unknown(&survey.unknown);
-        self.learn(&survey.live);
+        learn_living(&self.host, &survey.live);
         let names = |pending: &Pending, run: &Run| {
             let identity = run.identity.as_ref();
             identity.is_some_and(|identity| pending.request.names(identity))
@@ -271,24 +270,6 @@ impl Cleaner {
         };
         self.cases.insert(run.container, case);
         self.casebook.open(run, Death::noticed(Origin::Hook));
-    }
-
-    /// The runs that live now: their executor ids are nobody else's, and their
-    /// parents are agents.
-    fn learn(&self, live: &[Run]) {
-        {
-            let mut registry = self.host.registry();
-            let ended: Vec<ContainerId> = registry.iter().map(|run| run.container).collect();
-            for container in ended {
-                registry.remove(container);
-            }
-            for run in live {
-                registry.insert(run.clone());
-            }
-        }
-        for run in live {
-            learn_agent(&self.host, run);
-        }
     }
 
     /// Puts away the requests that nothing more is to be done for.

@@ -1,10 +1,12 @@
-//! `compose-cleanup clean --from-inbox`: the hook's requests, without a daemon.
+//! `compose-cleanup clean --from-inbox`: the hook's requests, without a daemon; and
+//! [`by_hand`], what an operator named.
 //!
 //! The way is the daemon's own: a survey finds dead runs, two looks that agree
 //! make one a case, the reaper carries it out. Only what a request names is
 //! opened, and a request's file goes when nothing more is to be done for it: a
 //! run that is killed leaves its requests to the next one.
 
+mod by_hand;
 mod cleaner;
 mod verdict;
 
@@ -15,8 +17,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep_until};
 
+pub use self::by_hand::{HandOutcome, clean_by_hand};
 use self::cleaner::Cleaner;
 use super::core::JOURNAL_DEADLINE;
+use super::learn::learn_agent;
 use super::turn::{CleanTurn, turn_of_clean};
 use super::{Stop, find_agents, launcher_hierarchy, open_journal, preflight};
 use crate::case::Host;
@@ -24,6 +28,8 @@ use crate::cgroup::Hierarchies;
 use crate::config::Config;
 use crate::docker::Docker;
 use crate::inbox::{Inbox, Letter, wait_for_request};
+use crate::mesos::ContainerId;
+use crate::registry::Run;
 use crate::run_dir::Occupant;
 
 /// A daemon at work takes a request within milliseconds, one that starts within
@@ -116,6 +122,24 @@ pub async fn clean_from_inbox(
     let outcome = Cleaner::new(host, inbox).run(deadline, stop.wait()).await;
     journal.close(JOURNAL_DEADLINE).await;
     Ok(outcome)
+}
+
+/// The runs that live now: their executor ids are nobody else's, and their
+/// parents are agents.
+fn learn_living(host: &Host, live: &[Run]) {
+    {
+        let mut registry = host.registry();
+        let ended: Vec<ContainerId> = registry.iter().map(|run| run.container).collect();
+        for container in ended {
+            registry.remove(container);
+        }
+        for run in live {
+            registry.insert(run.clone());
+        }
+    }
+    for run in live {
+        learn_agent(host, run);
+    }
 }
 
 /// The daemon takes the requests: looks that it does. Whoever starts this for each
