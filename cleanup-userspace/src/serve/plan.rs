@@ -250,7 +250,7 @@ impl Look<'_> {
         let host = self.host;
         let seen = case.and_then(|case| case.seen.identity.as_ref());
         let identity = run.identity.as_ref().or(seen);
-        let excluded = is_excluded(&host.config.exclude, identity);
+        let excluded = is_excluded(&host.config().exclude, identity);
         let is_left = *standing == api::Standing::Unknown || excluded != Some(false);
         let containers = self.containers(run, death, is_left);
         let (cgroups, trouble) = self.cgroups(run, death, *standing, is_left);
@@ -301,10 +301,10 @@ impl Look<'_> {
                 Acts::Never,
                 "who its executor is is not known, and [[exclude]] may name it",
             ),
-            (Standing::Live, _) if self.host.config.mode == Mode::Observe => {
+            (Standing::Live, _) if self.host.config().mode == Mode::Observe => {
                 (Acts::Never, "it lives, and mode is \"observe\"")
             }
-            _ if self.host.config.mode == Mode::Observe => (Acts::Never, "mode is \"observe\""),
+            _ if self.host.config().mode == Mode::Observe => (Acts::Never, "mode is \"observe\""),
             (Standing::Live, _) => (Acts::OnDeath, "it lives"),
             (Standing::Dead, _) if nothing => (Acts::Never, "nothing of it is left"),
             (Standing::Dead, _)
@@ -328,7 +328,7 @@ impl Look<'_> {
     }
 
     fn containers(&self, run: &Run, death: &Death, is_left: bool) -> Vec<api::PlannedContainer> {
-        let action = match self.host.config.action {
+        let action = match self.host.config().action {
             Action::Stop => api::ContainerAction::Stop,
             Action::Kill => api::ContainerAction::Kill,
             Action::Remove => api::ContainerAction::StopAndRemove,
@@ -380,7 +380,7 @@ impl Look<'_> {
             // When it dies, its agent owns it.
             api::Standing::Live | api::Standing::Unknown => Ownership::Owned,
         };
-        let teardown = host.config.teardown;
+        let teardown = host.config().teardown;
         let planned = found.into_iter().map(|place| {
             let Place {
                 hierarchy,
