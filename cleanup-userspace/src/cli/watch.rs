@@ -55,6 +55,7 @@ impl Watch {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.configuration()?;
         start_log(config.log_format);
+        daemon::settle_rights(&config);
         run_to_end(daemon::watch(config, move || self.configuration())).map(|()| ExitCode::SUCCESS)
     }
 

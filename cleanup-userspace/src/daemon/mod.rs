@@ -12,6 +12,7 @@ mod exits;
 mod learn;
 mod memory;
 pub(crate) mod preflight;
+mod privileges;
 mod reload;
 mod supervisor;
 mod surveyor;
@@ -44,11 +45,18 @@ use crate::serve::{Inquiries, Server};
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
 
+/// What `watch` does before its process has a second thread: it takes the limits that
+/// a capability may be needed for, and gives up the capabilities that are not.
+pub fn settle_rights(config: &Config) {
+    preflight::raise_descriptor_limit();
+    probe::raise_limits();
+    privileges::drop_unneeded(config);
+}
+
 /// Runs until SIGTERM or SIGINT. At SIGHUP `source` tells the configuration anew. An
 /// error says why the daemon cannot work here.
 pub async fn watch(config: Config, source: impl Source) -> anyhow::Result<()> {
     preflight::check()?;
-    preflight::raise_descriptor_limit();
     memory::keep_small();
     let mut stop = Stop::new()?;
     let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
