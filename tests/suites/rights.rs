@@ -5,12 +5,14 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{ENFORCE, Host, Probe};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::process::Process;
+use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
-use cleanup_tests::watcher::Watcher;
+use cleanup_tests::watcher::{AgentPlace, Watcher};
 use rustix::thread::CapabilitySet;
 
 cleanup_tests::under_each_probe! {
@@ -127,5 +129,30 @@ fn a_daemon_at_work_has_what_it_needs(probe: Probe) -> Result<()> {
     ensure_threads(&watcher, kept)?;
     ensure!(watcher.stop()?.success(), "it was not stopped cleanly");
     ensure!(Watcher::journal(&host.scratch).is_file(), "no journal");
+    Ok(())
+}
+
+/// With a bounding set that somebody else made (a service manager), and no right to
+/// change it, there is nothing to warn of.
+#[test]
+fn a_given_bounding_set_is_no_trouble() -> Result<()> {
+    let scratch = Scratch::new("rights-given")?;
+    let docker = Dockerd::start(&scratch)?;
+    let agents = [AgentPlace::nowhere(&scratch)];
+    let given = "--bounding-set=-all,+dac_override,+kill,+sys_ptrace,+perfmon,+bpf";
+    let wrapper = ["setpriv", "--inh-caps=-all", given];
+    let watcher = Watcher::start_through(&scratch, &docker, &agents, "probe = \"poll\"", &wrapper)?;
+    watcher.wait_message("capabilities")?;
+    let lines = watcher.lines()?;
+    let warned = lines.iter().find(|line| line["level"] == "WARN");
+    ensure!(warned.is_none(), "{warned:?}");
+    let status = fs::read_to_string(format!("/proc/{}/status", watcher.pid()))?;
+    let kept = needed(Probe::Poll).bits();
+    let (sets, may_gain) = rights(&status)?;
+    let bounding = needed(Probe::Ebpf).bits();
+    ensure!(
+        sets == [0, kept, kept, bounding, 0] && !may_gain,
+        "{status}"
+    );
     Ok(())
 }

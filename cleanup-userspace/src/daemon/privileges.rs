@@ -54,9 +54,13 @@ fn keep_only(config: &Config) -> anyhow::Result<CapabilitySet> {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error).context("cannot clear the ambient set"),
     }
-    // While it may: this takes CAP_SETPCAP. Without that the rest is given up all the
-    // same, and no program is run that could make use of the bounding set.
-    let bounding = limit_bounding_set(kept);
+    // While it may. Without this right the set is what whoever started this process
+    // made it; a program that gained from it would have to be run, and none is.
+    let bounding = if now.effective.contains(CapabilitySet::SETPCAP) {
+        limit_bounding_set(kept)
+    } else {
+        Ok(())
+    };
     set_capabilities(
         None,
         CapabilitySets {
