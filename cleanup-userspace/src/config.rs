@@ -2,6 +2,8 @@
 
 mod check;
 mod error;
+mod file;
+mod live;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +19,8 @@ use crate::mesos::AgentDirs;
 
 pub use check::{Problem, problems};
 pub use error::ConfigError;
+pub use file::read as read_file;
+pub use live::{Change, LiveConfig};
 
 /// The default configuration with every key and what it is for: what packages
 /// install.
@@ -357,11 +361,7 @@ impl Default for JournalConfig {
 
 impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
-            path: path.to_owned(),
-            error,
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&read_file(path)?, path)
     }
 
     /// Of this file, or the defaults without one.
@@ -371,23 +371,21 @@ impl Config {
 
     /// `path` is for messages only.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
+        let refused = |otherwise: &dyn Fn() -> Problem| {
             let mut problems = problems(text).into_iter();
             let first = problems.next();
-            ConfigError::Syntax {
+            ConfigError::Refused {
                 path: path.to_owned(),
-                problem: Box::new(first.unwrap_or_else(|| Problem::of(text, &error))),
+                problem: Box::new(first.unwrap_or_else(otherwise)),
                 more: problems.len(),
             }
-        })?;
-        config
-            .validate()
-            .map_err(|(key, problem)| ConfigError::Value {
-                path: path.to_owned(),
-                key,
-                problem,
-            })?;
-        Ok(config)
+        };
+        let config: Self =
+            toml::from_str(text).map_err(|error| refused(&|| Problem::of(text, &error)))?;
+        match config.validate() {
+            Ok(()) => Ok(config),
+            Err((key, problem)) => Err(refused(&|| Problem::nowhere(&key, &problem))),
+        }
     }
 
     /// Where the hook's requests are.

@@ -21,6 +21,7 @@ pub mod mounts;
 pub mod openmetrics;
 pub mod process;
 pub mod random;
+pub mod reload;
 pub mod scratch;
 pub mod service;
 pub mod wait;

@@ -7,12 +7,13 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cleanup_tests::docker::Dockerd;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
-use cleanup_tests::watcher::{AgentPlace, Watcher};
+use cleanup_tests::watcher::{AgentPlace, Watcher, configure};
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -84,14 +85,14 @@ fn ready_status_signs_of_life_and_the_end() -> Result<()> {
     let scratch = Scratch::new("supervisor")?;
     let (manager, name) = Manager::new(&scratch)?;
     // An agent that never was, and a Docker that is to come.
-    let agent = AgentPlace::nowhere(&scratch);
+    let agents = [AgentPlace::nowhere(&scratch)];
     let environment = [
         ("NOTIFY_SOCKET", name),
         ("WATCHDOG_USEC", "2000000".to_owned()),
     ];
     let mut docker = Dockerd::start(&scratch)?;
     docker.kill9()?;
-    let watcher = Watcher::spawn_in(&scratch, &docker.socket(), &[agent], "", &environment)?;
+    let watcher = Watcher::spawn_in(&scratch, &docker.socket(), &agents, "", &environment)?;
 
     let heard = manager.wait("READY=1", |heard| {
         heard.iter().any(|line| line == "READY=1")
@@ -113,16 +114,29 @@ fn ready_status_signs_of_life_and_the_end() -> Result<()> {
         later.any(|line| line.starts_with("STATUS=") && !line.contains("Docker"))
     })?;
 
-    // What systemd would send for a reload ends nothing.
-    watcher.signal(Signal::HUP)?;
-    wait::try_until(LIMIT, "a word about SIGHUP", || {
-        let lines = watcher.lines()?;
-        let said = |line: &serde_json::Value| {
-            let message = line["message"].as_str();
-            message.is_some_and(|message| message.starts_with("SIGHUP changes nothing"))
+    // As systemd takes a reload: its beginning, with a time, and its end, whatever
+    // came of it.
+    for options in ["mode = \"enforce\"", "mode = \"nonsense\""] {
+        let before = manager.heard()?.len();
+        configure(&scratch, &docker.socket(), &agents, options)?;
+        watcher.signal(Signal::HUP)?;
+        let heard = manager.wait("the end of a reload", |heard| {
+            heard[before..].iter().any(|line| line == "READY=1")
+        })?;
+        let told = |line: &String| {
+            line.contains("READY") || line.contains("RELOADING") || line.contains("USEC")
         };
-        Ok(lines.iter().any(said).then_some(()))
-    })?;
+        let told: Vec<&String> = heard[before..].iter().filter(|line| told(line)).collect();
+        let [begins, when, ends] = told[..] else {
+            bail!("{told:?}");
+        };
+        ensure!(begins == "RELOADING=1" && ends == "READY=1", "{told:?}");
+        let when = when.strip_prefix("MONOTONIC_USEC=").context("a time")?;
+        let now = clock_gettime(ClockId::Monotonic).tv_sec;
+        let at: i64 = when.parse::<i64>()? / 1_000_000;
+        ensure!((now - 600..=now).contains(&at), "{at} is not before {now}");
+    }
+    manager.wait_status("cleaning up; ")?;
     manager.wait_alive()?;
 
     let status = watcher.stop()?;
@@ -130,7 +144,7 @@ fn ready_status_signs_of_life_and_the_end() -> Result<()> {
     let heard = manager.heard()?;
     let ready = heard.iter().filter(|line| *line == "READY=1").count();
     let stopping = heard.iter().filter(|line| *line == "STOPPING=1").count();
-    ensure!(ready == 1 && stopping == 1, "{heard:?}");
+    ensure!(ready == 3 && stopping == 1, "{heard:?}");
     Ok(())
 }
 

@@ -142,6 +142,7 @@ fn analyze(program: &Path, unit: &Path) -> Result<String> {
 fn its_times_fit_the_daemons() -> Result<()> {
     ensure!(setting("Type")? == "notify" && setting("NotifyAccess")? == "main");
     ensure!(setting("Restart")? == "always");
+    ensure!(setting("ExecReload")? == "/bin/kill -HUP $MAINPID");
     // The inbox and `hold` are in there.
     ensure!(setting("RuntimeDirectoryPreserve")? == "yes");
     for command in ["ExecStartPre", "ExecStart"] {

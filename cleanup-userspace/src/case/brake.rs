@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
@@ -101,7 +102,7 @@ impl WordFile {
 #[derive(Debug)]
 pub struct Brake {
     /// Running containers in a window; 0 for no cap.
-    cap: usize,
+    cap: AtomicUsize,
     file: WordFile,
     state: Mutex<State>,
 }
@@ -121,10 +122,15 @@ struct State {
 impl Brake {
     pub fn new(cap: usize, run_dir: &Path) -> Self {
         Self {
-            cap,
+            cap: AtomicUsize::new(cap),
             file: WordFile::new(run_dir),
             state: Mutex::default(),
         }
+    }
+
+    /// What is held already stays so, until it is released.
+    pub fn set_cap(&self, cap: usize) {
+        self.cap.store(cap, Ordering::Relaxed);
     }
 
     /// Whether a dead run's containers, so many by now, may be stopped.
@@ -187,7 +193,8 @@ impl Brake {
         }
         let known = state.counted.get(&run).copied().unwrap_or(0);
         let more = containers.saturating_sub(known);
-        if released || self.cap == 0 || more == 0 {
+        let cap = self.cap.load(Ordering::Relaxed);
+        if released || cap == 0 || more == 0 {
             return true;
         }
         let horizon = now - WINDOW.as_secs_f64();
@@ -196,11 +203,11 @@ impl Brake {
             state.counted.clear();
         }
         let recent: usize = state.recent.iter().map(|(_, count)| count).sum();
-        if recent + more > self.cap {
+        if recent + more > cap {
             state.held = true;
             state.unwritten = true;
             tracing::error!(
-                cap = self.cap,
+                cap,
                 stopped = recent,
                 wanted = more,
                 "HELD: deaths that the kernel did not report would stop more containers in a minute than max_inferred_stops allows: \
@@ -264,6 +271,19 @@ mod tests {
         let brake = brake(5, dir.path());
         assert!(brake.may_stop_inferred(id(1), 100.0, 5, 100.0));
         assert!(brake.may_stop_inferred(id(2), 161.0, 5, 161.0));
+    }
+
+    #[test]
+    fn another_cap_counts_from_the_next_death_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let brake = brake(2, dir.path());
+        assert!(brake.may_stop_inferred(id(1), 100.0, 2, 100.0));
+        brake.set_cap(5);
+        assert!(brake.may_stop_inferred(id(2), 101.0, 3, 101.0));
+        assert!(!brake.may_stop_inferred(id(3), 102.0, 1, 102.0));
+        // No cap is no release.
+        brake.set_cap(0);
+        assert!(!brake.may_stop_inferred(id(3), 102.0, 1, 103.0));
     }
 
     #[test]

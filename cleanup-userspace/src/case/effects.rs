@@ -139,7 +139,7 @@ pub fn begin_removal(
                 return Ok(0);
             }
             let free = state == AgentState::Absent
-                || host.config.teardown == Teardown::Immediate
+                || host.config().teardown == Teardown::Immediate
                 || !agent.runtime.owns(run.container).unwrap_or(true);
             let mut removed = 0;
             // Some time has passed since the look that led here.
@@ -151,6 +151,9 @@ pub fn begin_removal(
             for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {
                 let own = owner_of(&cgroup, &run, &death);
                 for below in cgroup.tree()? {
+                    if !host.may_act() {
+                        return Ok(removed);
+                    }
                     if kind(&below, own) == Directory::Agents && !(agents && free) {
                         continue;
                     }
@@ -190,9 +193,11 @@ pub async fn end_stragglers(
     off_path("end what is left of the run", move || {
         let mut ended = 0;
         for cgroup in cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)? {
-            ended += kill_own(&cgroup, may_freeze)?;
+            if host.may_act() {
+                ended += kill_own(&cgroup, may_freeze)?;
+            }
         }
-        if run.launcher == Launcher::Posix {
+        if run.launcher == Launcher::Posix && host.may_act() {
             ended += end_session(&run)?;
         }
         Ok(ended)
@@ -207,7 +212,9 @@ pub async fn kill_pod(host: &Arc<Host>, run: &Run, keep: Vec<String>) -> anyhow:
     off_path("end the pod through its cgroups", move || {
         let mut ended = 0;
         for cgroup in cgroups_of(&host.hierarchies, host.dirs(run.agent), run.container)? {
-            ended += kill_docker(&cgroup, &keep)?;
+            if host.may_act() {
+                ended += kill_docker(&cgroup, &keep)?;
+            }
         }
         Ok(ended)
     })

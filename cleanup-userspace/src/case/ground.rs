@@ -99,15 +99,15 @@ impl Ground for Arc<Host> {
     }
 
     fn mode(&self) -> Mode {
-        self.config.mode
+        self.config().mode
     }
 
     fn policy(&self) -> Policy {
-        Policy::from(&self.config)
+        Policy::from(&*self.config())
     }
 
     fn is_excluded(&self, run: &Run) -> Option<bool> {
-        is_excluded(&self.config.exclude, run.identity.as_ref())
+        is_excluded(&self.config().exclude, run.identity.as_ref())
     }
 
     fn is_verified(&self, run: &Run) -> bool {

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::brake::{Brake, Word};
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
-use crate::config::{AnonymousVolumes, Config, Networks};
+use crate::config::{AnonymousVolumes, Config, LiveConfig, Mode, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
 use crate::journal::Journal;
 use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
@@ -29,7 +29,8 @@ const STATE_AGE: Duration = Duration::from_millis(200);
 /// Shared by the daemon and all cases.
 #[derive(Debug)]
 pub struct Host {
-    pub config: Config,
+    config: LiveConfig,
+    refused: Mutex<Option<String>>,
     pub hierarchies: Hierarchies,
     /// Where the launcher puts containers.
     pub launcher: Hierarchy,
@@ -126,10 +127,13 @@ impl Host {
         journal: Journal,
         agents: Vec<AgentDirs>,
     ) -> Self {
+        let metrics = docker.metrics().clone();
+        metrics.enforcing(config.mode == Mode::Enforce);
         Self {
-            metrics: docker.metrics().clone(),
+            metrics,
             brake: Brake::new(config.max_inferred_stops, &config.run_dir),
-            config,
+            config: LiveConfig::new(config),
+            refused: Mutex::default(),
             hierarchies,
             launcher,
             docker,
@@ -149,19 +153,47 @@ impl Host {
         }
     }
 
+    /// The configuration that holds now. It may be another one the next time: whoever
+    /// has to do with one decision asks once.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.get()
+    }
+
+    /// From now on every decision is made by this configuration. Of what the host was
+    /// made with (agents, Docker's socket, the run directory) it must say the same.
+    pub fn reconfigure(&self, config: Config) {
+        self.metrics.enforcing(config.mode == Mode::Enforce);
+        self.brake.set_cap(config.max_inferred_stops);
+        self.journal
+            .keep(config.journal.max_age, config.journal.max_bytes);
+        self.config.set(config);
+    }
+
+    /// Why the configuration was not taken over when it was last read again; `None`:
+    /// it was, or it was not read again.
+    pub fn refused(&self) -> MutexGuard<'_, Option<String>> {
+        lock(&self.refused)
+    }
+
+    /// Whether effects are carried out at this moment. To be asked right before each:
+    /// the mode may have changed since it was decided upon.
+    pub fn may_act(&self) -> bool {
+        self.config().mode == Mode::Enforce
+    }
+
     /// Whether a container is to be kept, by its owner's word, if that counts here.
     pub fn keeps(&self, info: &ContainerInfo) -> bool {
-        self.config.keep_label && info.is_kept()
+        self.config().keep_label && info.is_kept()
     }
 
     /// Whether a container's anonymous volumes go with it.
     pub fn removes_volumes(&self) -> bool {
-        self.config.anonymous_volumes == AnonymousVolumes::Remove
+        self.config().anonymous_volumes == AnonymousVolumes::Remove
     }
 
     /// Remembers the networks of a dead run's container, if they are to go.
     pub fn note_networks(&self, info: &ContainerInfo) {
-        if self.config.networks == Networks::RemoveIfEmpty {
+        if self.config().networks == Networks::RemoveIfEmpty {
             self.networks.note(info);
         }
     }

@@ -7,7 +7,7 @@ use super::host::Host;
 use super::record::Ending;
 use super::{Death, Proof, hollow};
 use crate::cgroup::RunCgroup;
-use crate::config::Action;
+use crate::config::{Action, Config, LabelJoin, Mode};
 use crate::docker::{
     ContainerInfo, DockerError, JoinKey, LabelEvidence, Listed, RunScope, Stopped, exact_key,
     label_key,
@@ -22,7 +22,8 @@ pub struct Answer {
     pub id: String,
     /// CLOCK_MONOTONIC.
     pub at_ns: u64,
-    /// `None`: Docker did as asked, and the container runs again.
+    /// `None`: it runs. Docker did as asked, and it was started again; or the mode is
+    /// observe by now, and Docker was not asked.
     pub outcome: Result<Option<Ending>, DockerError>,
 }
 
@@ -147,9 +148,7 @@ pub fn joined(host: &Host, run: &Run, death: &Death, running: &[Listed]) -> Vec<
 /// `None`: something that a join by label must know is not known.
 fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence> {
     // A run that nobody can judge is known by keys that name it, and by nothing else.
-    if host.config.label_join == crate::config::LabelJoin::Off
-        || death.origin.proof() == Proof::Word
-    {
+    if host.config().label_join == LabelJoin::Off || death.origin.proof() == Proof::Word {
         return None;
     }
     let identity = run.identity.as_ref()?;
@@ -162,7 +161,7 @@ fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence
         executor_id: identity.executor_id.to_str()?.to_owned(),
         // Creation and start come from two clocks, one of 10 ms.
         started: started - 0.1,
-        until: death.at_unix + host.config.settle.as_secs_f64(),
+        until: death.at_unix + host.config().settle.as_secs_f64(),
         other_run: host
             .registry()
             .other_run_of(run.container, &identity.executor_id),
@@ -175,8 +174,7 @@ fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence
 pub async fn ask_to_end(host: &Host, id: String, asked_ns: u64) -> Answer {
     let since = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
     let asked = unix_seconds() - since.as_secs_f64();
-    let grace = host.config.grace;
-    let outcome = end(host, &id, asked, grace).await;
+    let outcome = end(host, &id, asked).await;
     Answer {
         id,
         at_ns: monotonic_ns(),
@@ -184,16 +182,17 @@ pub async fn ask_to_end(host: &Host, id: String, asked_ns: u64) -> Answer {
     }
 }
 
-async fn end(
-    host: &Host,
-    id: &str,
-    asked: f64,
-    grace: Duration,
-) -> Result<Option<Ending>, DockerError> {
+async fn end(host: &Host, id: &str, asked: f64) -> Result<Option<Ending>, DockerError> {
     let docker = &host.docker;
     // Never closed: an error would be a defect here, and no reason not to ask.
     let permit = host.stops.acquire().await;
-    let answer = match host.config.action {
+    // One configuration for the whole of it, asked for after the wait.
+    let config = host.config();
+    let Config { action, grace, .. } = *config;
+    if config.mode == Mode::Observe {
+        return Ok(None);
+    }
+    let answer = match action {
         Action::Stop | Action::Remove => docker.stop(id, grace).await,
         Action::Kill => docker.kill(id).await,
     };
@@ -212,9 +211,9 @@ async fn end(
     };
     let inspected = docker.inspect(id).await?;
     let (info, mut state) = inspected.unzip();
-    if host.config.action == Action::Kill {
+    if action == Action::Kill {
         // A kill returns when the signal is sent.
-        let deadline = tokio::time::Instant::now() + host.config.docker.timeout;
+        let deadline = tokio::time::Instant::now() + config.docker.timeout;
         let mut pause = Duration::from_millis(5);
         while state.is_some_and(|state| state.running) && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(pause).await;
@@ -225,13 +224,13 @@ async fn end(
     if state.is_some_and(|state| state.running) {
         return Ok(None);
     }
-    if host.config.action == Action::Remove {
+    if action == Action::Remove && host.may_act() {
         if let Some(info) = &info {
             host.note_networks(info);
         }
         docker.remove(id, host.removes_volumes()).await?;
     }
-    Ok(Some(match (host.config.action, stopped) {
+    Ok(Some(match (action, stopped) {
         (Action::Kill, Stopped::Done) => Ending::Kill,
         (_, stopped) => Ending::of_stop(stopped, state, asked, grace.as_secs_f64().ceil()),
     }))

@@ -13,7 +13,7 @@ use super::glance::Glance;
 use super::ground::Ground;
 use super::ledger::Ledger;
 use super::pod::{Answer, Found};
-use super::record::{CaseResult, Record, key_name};
+use super::record::{CaseResult, Progress, Record, key_name};
 use super::state::{CaseState, Given, nanos};
 use super::{Death, Proof, crash};
 use crate::config::Mode;
@@ -119,15 +119,19 @@ impl<G: Ground> Reaper<G> {
 
     /// Works until the host was seen clean, or there is no more to be done.
     pub async fn run(mut self) -> Record {
-        if self.ground.mode() == Mode::Observe {
-            return self.observe().await;
-        }
-        let policy = self.ground.policy();
         loop {
             self.take_messages();
             if self.handing_over {
                 return self.hand_over().await;
             }
+            // Both may change while the case is at work.
+            if self.ground.mode() == Mode::Observe {
+                if self.observe().await {
+                    return self.state.record;
+                }
+                continue;
+            }
+            let policy = self.ground.policy();
             let look = match self.look().await {
                 Ok(look) => look,
                 Err(error) => {
@@ -183,8 +187,13 @@ impl<G: Ground> Reaper<G> {
         }
     }
 
-    /// Does everything but the effects.
-    async fn observe(mut self) -> Record {
+    /// Does everything but the effects. Returns whether the case is over: not if it
+    /// waits for what was asked of Docker before, or the mode is another one by now.
+    async fn observe(&mut self) -> bool {
+        if self.state.is_asked() {
+            self.wait(SLOW_PAUSE).await;
+            return false;
+        }
         if let Err(error) = self.sweep().await {
             let now = self.ground.now_ns();
             self.complaints.in_the_way("sweep", &error, now);
@@ -197,14 +206,18 @@ impl<G: Ground> Reaper<G> {
                 Vec::new()
             }
         };
+        if self.ground.mode() != Mode::Observe {
+            return false;
+        }
         let record = &mut self.state.record;
         if self.ground.is_excluded(&record.run) == Some(true) {
             record.result = CaseResult::Excluded;
-            return self.state.record;
+            return true;
         }
         let containers: Vec<String> = record
             .containers
             .iter()
+            .filter(|(_, container)| !matches!(container.progress, Progress::Ended(_)))
             .map(|(id, container)| {
                 format!("{} ({})", &id[..id.len().min(12)], key_name(container.key))
             })
@@ -224,7 +237,7 @@ impl<G: Ground> Reaper<G> {
             "plan: would end these containers and remove this cgroup in these hierarchies (mode is observe)"
         );
         record.result = CaseResult::Observed;
-        self.state.record
+        true
     }
 
     /// Waits for the answers that are under way, at most for as long as the

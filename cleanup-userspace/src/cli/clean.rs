@@ -136,7 +136,7 @@ impl Clean {
                 output,
                 timeout,
             };
-            return by_hand.run(settings);
+            return by_hand.run(&settings);
         }
         let config = settings.configuration()?;
         start_log(config.log_format, "info");

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::history::print;
 use super::settings::Settings;
-use crate::config::{Config, ConfigError, EXAMPLE, problems};
+use crate::config::{Config, EXAMPLE, problems, read_file};
 
 /// Exit status: something in the file is wrong.
 const REFUSED: u8 = 3;
@@ -35,8 +35,8 @@ enum Command {
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
-  Before the daemon is restarted:
-      compose-cleanup config check && systemctl restart compose-cleanup
+  Before the daemon reads it again:
+      compose-cleanup config check && systemctl reload compose-cleanup
 
   Of another file, for a program:
       compose-cleanup config check --config new.toml --output json
@@ -136,10 +136,7 @@ impl Check {
             config: path,
             output,
         } = self;
-        let text = std::fs::read_to_string(&path).map_err(|error| ConfigError::Read {
-            path: path.clone(),
-            error,
-        })?;
+        let text = read_file(&path)?;
         let problems = problems(&text);
         let file = path.display();
         match output {

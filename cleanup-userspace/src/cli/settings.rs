@@ -79,7 +79,7 @@ impl Settings {
     }
 
     /// The file, or the defaults, with what was given on the command line.
-    pub(super) fn configuration(self) -> anyhow::Result<Config> {
+    pub(super) fn configuration(&self) -> anyhow::Result<Config> {
         let mut config = Config::of(self.config.as_deref())?;
         if self.dry_run {
             config.mode = Mode::Observe;
@@ -94,19 +94,19 @@ impl Settings {
             docker_socket,
             log_format,
         } = self;
-        set(&mut config.mode, mode);
-        set(&mut config.action, action);
-        set(&mut config.teardown, teardown);
-        set(&mut config.grace, grace);
-        set(&mut config.docker.socket, docker_socket);
-        set(&mut config.log_format, log_format);
+        set(&mut config.mode, mode.as_ref());
+        set(&mut config.action, action.as_ref());
+        set(&mut config.teardown, teardown.as_ref());
+        set(&mut config.grace, grace.as_ref());
+        set(&mut config.docker.socket, docker_socket.as_ref());
+        set(&mut config.log_format, log_format.as_ref());
         Ok(config)
     }
 }
 
-fn set<T>(value: &mut T, given: Option<T>) {
+fn set<T: Clone>(value: &mut T, given: Option<&T>) {
     if let Some(given) = given {
-        *value = given;
+        value.clone_from(given);
     }
 }
 

@@ -146,6 +146,10 @@ fn page(status: &Answer, paint: Paint) -> String {
             ),
         },
     );
+    if let Some(error) = &status.configuration_refused {
+        let word = paint.tone(Tone::Attention, "refused when it was read again");
+        field("config", &format!("{word}: {error}"));
+    }
     field("probe", &probe(status, paint));
     field("hold", &hold(status, paint));
     field("docker", &docker(status, paint));

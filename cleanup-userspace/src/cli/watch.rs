@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::settings::{Settings, run_to_end, start_log};
-use crate::config::ProbeChoice;
+use crate::config::{Config, ProbeChoice};
 use crate::daemon;
 
 const EXAMPLES: &str = "\
@@ -24,7 +24,9 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT   stop: detach, finish the stop requests that run, exit 0
-  SIGHUP            nothing: the configuration is read at the start only
+  SIGHUP            read the configuration again; options of the command line still
+                    override it. The log says what has changed, and what of it needs
+                    a restart; a file with a mistake is refused, and nothing changes
 
 Exit status:
   0  stopped by a signal
@@ -51,11 +53,17 @@ pub struct Watch {
 
 impl Watch {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self.configuration()?;
+        start_log(config.log_format, "info");
+        daemon::settle_rights(&config);
+        run_to_end(daemon::watch(config, move || self.configuration())).map(|()| ExitCode::SUCCESS)
+    }
+
+    fn configuration(&self) -> anyhow::Result<Config> {
         let mut config = self.settings.configuration()?;
         if let Some(probe) = self.probe {
             config.probe = probe;
         }
-        start_log(config.log_format, "info");
-        run_to_end(daemon::watch(config)).map(|()| ExitCode::SUCCESS)
+        Ok(config)
     }
 }

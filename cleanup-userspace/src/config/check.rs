@@ -41,6 +41,17 @@ impl Problem {
     pub(super) fn of(text: &str, error: &Error) -> Self {
         syntax(text, error).1
     }
+
+    /// Of something whose place is not known.
+    pub(super) fn nowhere(key: &str, problem: &str) -> Self {
+        Self {
+            line: None,
+            column: None,
+            key: Some(key.to_owned()),
+            problem: problem.to_owned(),
+            remedy: EXAMPLE.to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Problem {

@@ -14,17 +14,11 @@ pub enum ConfigError {
     },
     /// The first thing that is wrong, with its place.
     #[error("configuration {path}:{problem}{}", and_more(*.more))]
-    Syntax {
+    Refused {
         path: PathBuf,
         problem: Box<Problem>,
         /// How much else is wrong.
         more: usize,
-    },
-    #[error("configuration {path}: `{key}` {problem}")]
-    Value {
-        path: PathBuf,
-        key: String,
-        problem: String,
     },
 }
 

@@ -16,7 +16,7 @@ impl Core {
         });
         let live = self.host.registry().iter().count();
         let open = self.casebook.open_cases();
-        standing(self.host.config.mode, live, open, self.docker_up, agents)
+        standing(self.host.config().mode, live, open, self.docker_up, agents)
     }
 
     /// Somebody wants to know how things are: a copy of what only this loop has.

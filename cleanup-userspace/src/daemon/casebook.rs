@@ -8,8 +8,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
 use crate::case::{
-    CaseMessage, CaseResult, Death, Glance, Host, Proof, Reaper, Record, close_account, key_of,
+    CaseMessage, CaseResult, Death, Glance, Host, Proof, Reaper, Record, close_account,
+    is_excluded, key_of,
 };
+use crate::config::Mode;
 use crate::docker::{ContainerInfo, named_runs};
 use crate::inbox::Request;
 use crate::journal::{CaseId, Closing, Unfinished};
@@ -24,6 +26,8 @@ use crate::serve::CaseAtWork;
 const TOMBSTONES: usize = 2_000;
 
 const LATE: &str = "a container came after its executor's case was closed: reopened";
+
+const LEFT_ALONE: &str = "a dead run was left alone, and is not to be any more (the configuration has changed): its case begins again";
 
 /// Every case of this daemon's life.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ struct Open {
 struct Tombstone {
     run: Run,
     death: Death,
+    /// What its case came to.
+    result: CaseResult,
     /// When nothing at all was left; `None` where something was left on purpose.
     clean_since: Option<Instant>,
 }
@@ -212,8 +218,11 @@ impl Casebook {
         self.bury(Tombstone {
             run,
             death,
+            result,
             clean_since,
         });
+        // Decided by a word that does not hold any more.
+        self.reopen_if_due(container);
     }
 
     fn bury(&mut self, tombstone: Tombstone) {
@@ -275,6 +284,7 @@ impl Casebook {
             self.bury(Tombstone {
                 run: open.run,
                 death: open.death,
+                result: CaseResult::Open,
                 clean_since: None,
             });
         } else {
@@ -344,6 +354,48 @@ impl Casebook {
             "the operator wants a closed case to be looked at: reopened",
         );
         true
+    }
+
+    /// The configuration is another one: open cases go by it from now on, and those
+    /// that were left alone, and are not to be any more, begin again.
+    pub fn reconfigured(&self) {
+        self.tell_all(|| CaseMessage::Nudge);
+        for container in self.tombstones.keys() {
+            if self.is_due(*container) {
+                // One by one, between exits: there may be thousands.
+                let _ = self.sender.send(Message::Due(*container));
+            }
+        }
+    }
+
+    /// Begins the case of a run again that was left alone, if it is not to be now.
+    pub fn reopen_if_due(&mut self, container: ContainerId) {
+        if !self.is_due(container) {
+            return;
+        }
+        if let Some(Tombstone { run, death, .. }) = self.tombstones.get(&container) {
+            let (run, death) = (run.clone(), death.clone());
+            self.reopen(run, death, LEFT_ALONE);
+        }
+    }
+
+    fn is_due(&self, container: ContainerId) -> bool {
+        let config = self.host.config();
+        if config.mode != Mode::Enforce || self.is_open(container) {
+            return false;
+        }
+        let excluded = |run: &Run| is_excluded(&config.exclude, run.identity.as_ref());
+        match self.tombstones.get(&container) {
+            Some(Tombstone { run, result, .. }) => match result {
+                CaseResult::Observed => excluded(run) != Some(true),
+                CaseResult::Excluded => excluded(run) == Some(false),
+                CaseResult::Open
+                | CaseResult::Clean
+                | CaseResult::Dismissed
+                | CaseResult::HandedOver => false,
+            },
+            None => false,
+        }
     }
 
     fn reopen(&mut self, run: Run, death: Death, why: &str) {

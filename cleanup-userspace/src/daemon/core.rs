@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at, timeout_at};
 
 use super::agents::follow_agent;
 use super::casebook::Casebook;
 use super::orders::Orders;
+use super::reload::{self, Reread};
 use super::supervisor::Supervisor;
 use super::surveyor::{SECOND_LOOK, Surveyor};
 use crate::case::{CaseMessage, Death, Host, Origin, Record, printable};
@@ -57,8 +58,17 @@ pub enum Message {
     AgentState(AgentIndex, AgentState),
     Surveyed(Survey),
     Closed(Box<Record>),
+    /// A closed case that was left alone may have something to do now.
+    Due(ContainerId),
     /// A case's task died: a defect, which must not cost the pod.
     Panicked(ContainerId),
+}
+
+/// The first one in one period from now.
+fn surveys_every(period: Duration) -> Interval {
+    let mut surveys = interval_at(Instant::now() + period, period);
+    surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    surveys
 }
 
 /// Counters for the closing line.
@@ -81,9 +91,9 @@ pub struct Core {
     pub(super) casebook: Casebook,
     pub(super) surveyor: Surveyor,
     pub(super) orders: Orders,
-    /// `None`: what dead runs leave in Docker stays.
-    pub(super) remains: Option<Remains>,
+    pub(super) remains: Remains,
     questions: UnboundedReceiver<Question>,
+    reloads: UnboundedReceiver<Reread>,
     pub(super) losses: Losses,
     pub(super) docker_up: Option<bool>,
     /// Of those that were looked at.
@@ -100,6 +110,7 @@ impl Core {
         host: Arc<Host>,
         exits: ExitSource,
         unfinished: &[Unfinished],
+        reloads: UnboundedReceiver<Reread>,
         supervisor: Arc<Supervisor>,
     ) -> Self {
         let (sender, messages) = mpsc::unbounded_channel();
@@ -107,11 +118,9 @@ impl Core {
         casebook.expect(unfinished);
         let (questions_sender, questions) = mpsc::unbounded_channel();
         Self {
-            remains: host
-                .config
-                .removes_remains()
-                .then(|| Remains::new(Arc::clone(&host), questions_sender)),
+            remains: Remains::new(Arc::clone(&host), questions_sender),
             questions,
+            reloads,
             casebook,
             surveyor: Surveyor::new(Arc::clone(&host), sender.clone()),
             orders: Orders::default(),
@@ -146,7 +155,7 @@ impl Core {
         ));
         let (request_sender, mut requests) = mpsc::unbounded_channel();
         tokio::spawn(follow_inbox(
-            self.host.config.inbox_dir(),
+            self.host.config().inbox_dir(),
             request_sender,
             self.host.metrics.clone(),
         ));
@@ -162,7 +171,7 @@ impl Core {
         }
         let live = self.host.registry().iter().count();
         tracing::info!(
-            mode = ?self.host.config.mode,
+            mode = ?self.host.config().mode,
             probe = %self.probe_kind(),
             cgroups = %self.host.hierarchies.mode(),
             live_executors = live,
@@ -173,8 +182,7 @@ impl Core {
         let pause = self.supervisor.longest_pause();
         let mut tick = interval(pause.map_or(TICK, |pause| pause.min(TICK)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut surveys = interval(self.host.config.reconcile_interval);
-        surveys.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut surveys = surveys_every(self.host.config().reconcile_interval);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
         loop {
@@ -186,6 +194,15 @@ impl Core {
                 biased;
                 // Before the exits: a flood of those must not keep it from ending.
                 () = &mut stop => break,
+                // So that a flood does not go on being cleaned up by the old word.
+                Some(read) = self.reloads.recv() => {
+                    self.guarded(|core| core.on_reload(read));
+                    let every = self.host.config().reconcile_interval;
+                    if surveys.period() != every {
+                        surveys = surveys_every(every);
+                    }
+                    self.supervisor.reloaded();
+                }
                 record = self.exits.next(), if self.ring_works => match record {
                     Ok(record) => self.guarded(|core| core.on_exit(&record)),
                     Err(error) => {
@@ -270,6 +287,7 @@ impl Core {
             }
             Message::Surveyed(survey) => self.on_survey(&survey),
             Message::Closed(record) => self.on_closed(*record),
+            Message::Due(container) => self.casebook.reopen_if_due(container),
             Message::Panicked(container) => {
                 self.casebook.panicked(container);
                 if !self.casebook.is_open(container) {
@@ -294,7 +312,7 @@ impl Core {
         match change {
             DockerChange::Connected => {
                 if self.docker_up != Some(true) {
-                    tracing::info!(socket = %self.host.config.docker.socket.display(), "Docker is there");
+                    tracing::info!(socket = %self.host.config().docker.socket.display(), "Docker is there");
                 }
                 self.note_docker(true);
                 for info in self.host.index.running() {
@@ -334,6 +352,20 @@ impl Core {
             self.surveyor.remember(request);
             self.begin_survey(Duration::ZERO);
         }
+    }
+
+    /// The configuration was read again.
+    fn on_reload(&mut self, read: Reread) {
+        let running = self.host.config();
+        let next = reload::judge(&running, read);
+        *self.host.refused() = next.as_ref().err().cloned();
+        let Ok(next) = next else { return };
+        if next == *running {
+            return;
+        }
+        self.host.reconfigure(next);
+        self.casebook.reconfigured();
+        self.supervisor.status(&self.standing());
     }
 
     // ---- losses
@@ -405,7 +437,7 @@ impl Core {
             self.guarded(|core| core.on_exit(record));
         }
         self.casebook.tell_all(|| CaseMessage::HandOver);
-        let deadline = Instant::now() + self.host.config.shutdown_deadline;
+        let deadline = Instant::now() + self.host.config().shutdown_deadline;
         while self.casebook.open_cases() > 0 {
             match timeout_at(deadline, self.messages.recv()).await {
                 Ok(Some(Message::Closed(record))) => self.casebook.close(*record),

@@ -13,6 +13,8 @@ mod learn;
 mod memory;
 mod orders;
 pub(crate) mod preflight;
+mod privileges;
+mod reload;
 mod supervisor;
 mod surveyor;
 mod surveys;
@@ -23,10 +25,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
 use self::core::Core;
+use self::reload::{Reread, Source};
 use self::supervisor::Supervisor;
 use self::turn::Turn;
 use crate::case::Host;
@@ -45,14 +49,24 @@ const NO_AGENT: &str = "no agent is configured and no mesos-agent runs: name its
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT. An error says why the daemon cannot work here.
-pub async fn watch(config: Config) -> anyhow::Result<()> {
-    preflight::check()?;
+/// What `watch` does before its process has a second thread: it takes the limits that
+/// a capability may be needed for, and gives up the capabilities that are not.
+pub fn settle_rights(config: &Config) {
     preflight::raise_descriptor_limit();
+    probe::raise_limits();
+    privileges::drop_unneeded(config);
+}
+
+/// Runs until SIGTERM or SIGINT. At SIGHUP `source` tells the configuration anew. An
+/// error says why the daemon cannot work here.
+pub async fn watch(config: Config, source: impl Source) -> anyhow::Result<()> {
+    preflight::check()?;
     memory::keep_small();
-    let mut stop = Stop::of_watch()?;
+    let mut stop = Stop::new()?;
+    let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     let supervisor = Arc::new(Supervisor::from_environment());
-    let prepared = supervisor.feeding(prepare(config, &mut stop, &supervisor));
+    let reloads = reload::follow(hangup, source, Arc::clone(&supervisor));
+    let prepared = supervisor.feeding(prepare(config, &mut stop, reloads, &supervisor));
     if let Some(prepared) = Box::pin(prepared).await? {
         let Prepared {
             core,
@@ -77,12 +91,12 @@ struct Prepared {
 
 /// Everything before the loop. `None`: stopped meanwhile.
 async fn prepare(
-    config: Config,
+    mut config: Config,
     stop: &mut Stop,
+    mut reloads: UnboundedReceiver<Reread>,
     supervisor: &Arc<Supervisor>,
 ) -> anyhow::Result<Option<Prepared>> {
     let metrics = Metrics::default();
-    metrics.enforcing(config.mode == Mode::Enforce);
     let run_dir = config.run_dir.clone();
     let turn = Turn::of_watch(&run_dir)?;
     if let Some(address) = config.metrics.listen {
@@ -92,10 +106,17 @@ async fn prepare(
     let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
     let docker = Docker::new(&config.docker.socket, config.docker.timeout)?.counted_by(metrics);
 
-    let agents = tokio::select! {
-        // Whether an agent ever comes is not the service manager's concern.
-        agents = find_agents(&config, || supervisor.ready("no agent is configured and none runs: waiting for one")) => agents,
-        () = stop.wait() => return Ok(None),
+    // Whether an agent ever comes is not the service manager's concern.
+    let waits = || supervisor.ready("no agent is configured and none runs: waiting for one");
+    let agents = loop {
+        tokio::select! {
+            agents = find_agents(&config, waits) => break agents,
+            Some(read) = reloads.recv() => {
+                config = reload::judge(&config, read).unwrap_or(config);
+                supervisor.reloaded();
+            }
+            () = stop.wait() => return Ok(None),
+        }
     };
     // Several agents may share a root: the kernel program knows it once.
     let mut roots: Vec<RootSpec> = Vec::new();
@@ -149,7 +170,7 @@ async fn prepare(
         tracing::warn!(%error, "no control socket: `status` cannot be answered; everything else goes on");
     });
     Ok(Some(Prepared {
-        core: Core::new(host, exits, &unfinished, Arc::clone(supervisor)),
+        core: Core::new(host, exits, &unfinished, reloads, Arc::clone(supervisor)),
         inquiries,
         _control: control.ok(),
         _turn: turn,
@@ -227,8 +248,6 @@ async fn find_agents(config: &Config, waits: impl Fn()) -> Vec<AgentDirs> {
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    /// SIGHUP, which means no end. `None`: what the system makes of it.
-    hangup: Option<Signal>,
 }
 
 impl Stop {
@@ -236,40 +255,13 @@ impl Stop {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
-            hangup: None,
-        })
-    }
-
-    /// Of the daemon, to which a SIGHUP may mean that its configuration is another.
-    fn of_watch() -> anyhow::Result<Self> {
-        Ok(Self {
-            hangup: Some(signal(SignalKind::hangup()).context("cannot handle SIGHUP")?),
-            ..Self::new()?
         })
     }
 
     async fn wait(&mut self) {
-        let Self {
-            terminate,
-            interrupt,
-            hangup,
-        } = self;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return,
-                _ = interrupt.recv() => return,
-                Some(()) = hung_up(hangup.as_mut()) => tracing::warn!(
-                    "SIGHUP changes nothing: the configuration is read at the start only; \
-                     ask `compose-cleanup config check`, then restart the daemon"
-                ),
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    }
-}
-
-async fn hung_up(hangup: Option<&mut Signal>) -> Option<()> {
-    match hangup {
-        Some(hangup) => hangup.recv().await,
-        None => std::future::pending().await,
     }
 }

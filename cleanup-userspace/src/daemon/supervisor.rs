@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::case::printable;
 use crate::config::Mode;
 use crate::mesos::AgentState;
+use crate::process::monotonic_ns;
 
 /// The service manager, if there is one.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ enum Ready {
     /// It could not be sent: it is tried again.
     Owed,
     Said,
+    /// Said; a reload began since, and its end has to be told in the same way.
+    Reloading,
 }
 
 impl Supervisor {
@@ -95,6 +98,27 @@ impl Supervisor {
         }
         self.pay(&mut said);
         self.say_status(&mut said, status);
+    }
+
+    /// A reload begins: [`reloaded`](Self::reloaded) has to follow. Of one that begins
+    /// before the daemon was ready nothing is told.
+    pub fn reloading(&self) {
+        let mut said = self.said();
+        // systemd tells by the time which of two reloads it was.
+        let usec = monotonic_ns() / 1_000;
+        let message = format!("RELOADING=1\nMONOTONIC_USEC={usec}");
+        if said.ready == Ready::Said && self.send(&mut said, &message) {
+            said.ready = Ready::Reloading;
+        }
+    }
+
+    /// A reload is over, whatever came of it.
+    pub fn reloaded(&self) {
+        let mut said = self.said();
+        if said.ready == Ready::Reloading {
+            said.ready = Ready::Owed;
+        }
+        self.pay(&mut said);
     }
 
     /// Says what the daemon is at, if that is news.
@@ -324,6 +348,29 @@ mod tests {
                 "STOPPING=1"
             ]
         );
+    }
+
+    #[test]
+    fn a_reload_begins_and_ends_once_the_daemon_is_ready() {
+        let (manager, line, _dir) = pair();
+        let supervisor = Supervisor::new(Some(line), None);
+        supervisor.reloading();
+        supervisor.reloaded();
+        assert_eq!(heard(&manager), [""; 0]);
+        supervisor.ready("a");
+        supervisor.reloading();
+        // Its end is not told by a sign of life.
+        supervisor.alive();
+        supervisor.ready("a");
+        let told = heard(&manager);
+        assert_eq!(told[..2], ["READY=1", "STATUS=a"]);
+        assert!(
+            told.len() == 3 && told[2].starts_with("RELOADING=1\nMONOTONIC_USEC="),
+            "{told:?}"
+        );
+        supervisor.reloaded();
+        supervisor.reloaded();
+        assert_eq!(heard(&manager), ["READY=1"]);
     }
 
     #[test]

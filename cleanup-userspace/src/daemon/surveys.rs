@@ -62,8 +62,8 @@ impl Core {
             None if self.docker_up == Some(true) => {
                 self.casebook
                     .settle_unfinished(|container| survey.unknown.contains_key(&container));
-                if let Some(remains) = &self.remains {
-                    remains.begin();
+                if self.host.config().removes_remains() {
+                    self.remains.begin();
                 }
             }
             None => {}

@@ -138,6 +138,13 @@ impl Journal {
         self.handle.is_some()
     }
 
+    /// Other limits from now on: what is over them goes soon.
+    pub fn keep(&self, max_age: Duration, max_bytes: u64) {
+        if let Some(handle) = &self.handle {
+            handle.shared.queue.keep(Limits { max_age, max_bytes });
+        }
+    }
+
     /// A case begins, or begins again. If the journal has a case of this container
     /// already, that one goes on: a dead run is in the history once.
     pub fn case_opened(&self, case: CaseId, mut opening: Opening) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::entry::Entry;
+use super::retention::Limits;
 
 /// Entries that lead to a write at once.
 const BATCH: usize = 256;
@@ -40,6 +41,8 @@ pub(super) struct Batch {
     pub entries: Vec<Entry>,
     /// Answered once everything before is written.
     pub flushes: Vec<oneshot::Sender<()>>,
+    /// New ones, if there are.
+    pub limits: Option<Limits>,
     /// Nobody records any more.
     pub last: bool,
     pub dropped_steps: u64,
@@ -76,6 +79,12 @@ impl Queue {
         done
     }
 
+    /// The writer takes these limits over, and looks at once what is over them.
+    pub fn keep(&self, limits: Limits) {
+        self.lock().batch.limits = Some(limits);
+        self.wake.notify_one();
+    }
+
     pub fn close(&self) {
         self.lock().closing = true;
         self.wake.notify_one();
@@ -89,7 +98,9 @@ impl Queue {
     /// `spare` is an empty batch whose memory is used again.
     pub fn take(&self, limit: Duration, spare: Batch) -> Batch {
         let idle = |state: &mut State| {
-            state.batch.entries.is_empty() && state.batch.flushes.is_empty() && !state.closing
+            let batch = &state.batch;
+            let is_quiet = batch.entries.is_empty() && batch.flushes.is_empty();
+            is_quiet && batch.limits.is_none() && !state.closing
         };
         let gathering = |state: &mut State| {
             state.batch.entries.len() < BATCH && state.batch.flushes.is_empty() && !state.closing

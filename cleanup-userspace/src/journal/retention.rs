@@ -15,7 +15,7 @@ const VACUUM_PAGES: u64 = 256;
 /// The write-ahead log beside the database: what is moved at a time, twice.
 const LOG_BYTES: u64 = 2 << 20;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub max_age: Duration,
     pub max_bytes: u64,

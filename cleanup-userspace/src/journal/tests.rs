@@ -439,6 +439,21 @@ fn old_cases_go_first_and_open_ones_never() {
     assert_eq!(store.prune(limits).unwrap(), 0);
 }
 
+/// Limits that change while it is open count at once, and not at the next hour.
+#[tokio::test]
+async fn other_limits_count_at_once() {
+    let (_dir, path) = place();
+    let (journal, _) = Journal::open(settings(&path));
+    let case = CaseId::next();
+    journal.case_opened(case, opening(1));
+    journal.closed(case, Closing::default());
+    assert!(journal.flush(LONG).await);
+    assert_eq!(cases(&path).len(), 1);
+    journal.keep(Duration::ZERO, 8 << 20);
+    assert!(journal.flush(LONG).await);
+    assert_eq!(cases(&path).len(), 0);
+}
+
 /// Names and contents.
 type Files = Vec<(&'static str, Vec<u8>)>;
 

@@ -129,6 +129,13 @@ impl Writer {
     fn take(&mut self, batch: &mut Batch) {
         self.refused.0 += batch.dropped_steps;
         self.refused.1 += batch.dropped_facts;
+        if let Some(limits) = batch.limits.take()
+            && limits != self.limits
+        {
+            self.limits = limits;
+            self.prune_due = Instant::now();
+            self.full_until = None;
+        }
         self.urgent = batch.last || !batch.flushes.is_empty();
         self.waiting.append(&mut batch.flushes);
         self.backlog.absorb(batch.entries.drain(..));

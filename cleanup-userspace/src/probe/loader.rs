@@ -89,9 +89,7 @@ pub(super) fn load(
     let kernel = Kernel::read(&read_btf()?)?;
     let group_dead = group_dead.unwrap_or(kernel.group_dead);
     let settings = settings(options, &kernel, group_dead)?;
-    if release.version < MEMCG_KERNEL {
-        raise_memlock_limit();
-    }
+    raise_memlock_limit(&release);
 
     let log_level = if options.kernel_log {
         aya_log::Level::Debug as u8
@@ -299,8 +297,18 @@ fn read(path: &str) -> Result<String, ProbeError> {
     fs::read_to_string(path).map_err(|e| ProbeError::io(format!("cannot read {path}"), e))
 }
 
+/// For who gives up the right to raise limits before the probe is loaded.
+pub fn raise_limits() {
+    if let Ok(release) = KernelRelease::read() {
+        raise_memlock_limit(&release);
+    }
+}
+
 /// Best effort: if it is refused and needed, creating the maps says so.
-fn raise_memlock_limit() {
+fn raise_memlock_limit(release: &KernelRelease) {
+    if release.version >= MEMCG_KERNEL {
+        return;
+    }
     let unlimited = Rlimit {
         current: None,
         maximum: None,

@@ -132,6 +132,12 @@ pub fn examine_types() -> Result<GroupDeadSource, ProbeError> {
     loader::examine_types()
 }
 
+/// Takes the limits that loading needs on old kernels: CAP_SYS_RESOURCE may, and the
+/// probe can do without it afterwards. Best effort: a load says what is missing.
+pub fn raise_limits() {
+    loader::raise_limits();
+}
+
 /// A loaded and attached exit probe. Dropping it detaches it.
 pub struct Probe {
     stream: ExitStream,

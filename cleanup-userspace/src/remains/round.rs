@@ -145,7 +145,7 @@ impl Remains {
 
     pub(super) fn rules(&self) -> Rules {
         Rules {
-            remove_after: self.host.config.remove_after,
+            remove_after: self.host.config().remove_after,
             held: self.host.is_holding(),
         }
     }
@@ -154,20 +154,25 @@ impl Remains {
         let now = Instant::now();
         memory.later.retain(|_, until| *until > now);
         self.look_at_stopped(memory).await?;
-        let networks = match self.host.config.networks {
-            Networks::Keep => Vec::new(),
-            Networks::RemoveIfEmpty => self.host.docker.compose_networks().await?,
+        let networks = match self.host.config().networks {
+            Networks::Keep => None,
+            Networks::RemoveIfEmpty => Some(self.host.docker.compose_networks().await?),
         };
-        let dead = self.owners(memory, &networks).await?;
+        let dead = self
+            .owners(memory, networks.as_deref().unwrap_or_default())
+            .await?;
         let leaving = self.sort_out(memory, &dead);
-        if self.host.config.mode == Mode::Observe {
+        if self.host.config().mode == Mode::Observe {
             plan(memory, &leaving);
             return Ok(());
         }
         for (_, leaving) in by_run(leaving) {
             self.remove_containers(memory, leaving).await?;
         }
-        self.remove_networks(memory, networks, &dead).await
+        match networks {
+            Some(networks) => self.remove_networks(memory, networks, &dead).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes over what is stopped now, and looks at what is new.
@@ -295,7 +300,7 @@ impl Remains {
     pub(super) fn dead(&self, run: &Run, proof: Proof) -> Owner {
         Owner::Dead {
             proof,
-            excluded: is_excluded(&self.host.config.exclude, run.identity.as_ref()),
+            excluded: is_excluded(&self.host.config().exclude, run.identity.as_ref()),
         }
     }
 
@@ -386,11 +391,14 @@ impl Remains {
         let Some((info, state)) = docker.inspect(&seen.id).await? else {
             return Ok(true);
         };
+        if !self.host.may_act() {
+            return Ok(false);
+        }
         let age = stopped_since(&info, state)
             .and_then(|since| Duration::try_from_secs_f64(unix_seconds() - since).ok());
         if age.is_none_or(|age| {
             self.host
-                .config
+                .config()
                 .remove_after
                 .is_none_or(|limit| age < limit)
         }) {

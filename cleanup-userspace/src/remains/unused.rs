@@ -25,9 +25,6 @@ impl Remains {
         networks: Vec<ComposeNetwork>,
         known: &HashMap<ContainerId, Known>,
     ) -> Result<(), Ended> {
-        if self.host.config.networks == Networks::Keep {
-            return Ok(());
-        }
         self.host
             .networks
             .retain(|id| networks.iter().any(|network| network.id == id));
@@ -52,7 +49,9 @@ impl Remains {
                 facts.awaited = self.is_awaited(&network.project).await?;
             }
             tracing::trace!(?network, ?facts, "network");
-            if !is_left(&facts, &self.rules()) {
+            // The configuration may have changed meanwhile.
+            let may_go = self.host.may_act() && self.host.config().networks != Networks::Keep;
+            if !may_go || !is_left(&facts, &self.rules()) {
                 continue;
             }
             let removed = self.host.docker.remove_network(&network.id).await;

@@ -25,6 +25,10 @@ pub struct Status {
     /// When this answer was made.
     pub now_unix_ns: i64,
     pub mode: Mode,
+    /// Why the configuration was refused when it was last read again (SIGHUP): the
+    /// one before holds. Absent: it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration_refused: Option<String>,
     pub probe: Probe,
     pub hold: Hold,
     pub agents: Vec<Agent>,

@@ -57,7 +57,7 @@ pub(super) async fn post_clean(
 ) -> Result<Json<api::Cleanings>, Refusal> {
     let Json(request) = body.map_err(|error| Refusal::BadOrder(error.body_text()))?;
     let runs = runs(&request).map_err(Refusal::BadOrder)?;
-    if app.host.config.mode == Mode::Observe {
+    if app.host.config().mode == Mode::Observe {
         return Err(Refusal::InTheWay(
             "its mode is \"observe\", which changes nothing: set mode = \"enforce\" in its configuration and restart it",
         ));

@@ -252,7 +252,7 @@ impl Look<'_> {
         let host = self.host;
         let seen = case.and_then(|case| case.seen.identity.as_ref());
         let identity = run.identity.as_ref().or(seen);
-        let excluded = is_excluded(&host.config.exclude, identity);
+        let excluded = is_excluded(&host.config().exclude, identity);
         let forced = death.origin == Origin::Forced;
         let is_unknown = *standing == api::Standing::Unknown && !forced;
         let is_left = is_unknown || excluded != Some(false);
@@ -307,10 +307,10 @@ impl Look<'_> {
                 Acts::Never,
                 "who its executor is is not known, and [[exclude]] may name it",
             ),
-            (Standing::Live, _) if self.host.config.mode == Mode::Observe => {
+            (Standing::Live, _) if self.host.config().mode == Mode::Observe => {
                 (Acts::Never, "it lives, and mode is \"observe\"")
             }
-            _ if self.host.config.mode == Mode::Observe => (Acts::Never, "mode is \"observe\""),
+            _ if self.host.config().mode == Mode::Observe => (Acts::Never, "mode is \"observe\""),
             (Standing::Live, _) => (Acts::OnDeath, "it lives"),
             (_, _) if nothing => (Acts::Never, "nothing of it is left"),
             (_, _) if self.held && stops && judged.death.origin.proof() != Proof::Kernel => (
@@ -334,7 +334,7 @@ impl Look<'_> {
     }
 
     fn containers(&self, run: &Run, death: &Death, is_left: bool) -> Vec<api::PlannedContainer> {
-        let action = match self.host.config.action {
+        let action = match self.host.config().action {
             Action::Stop => api::ContainerAction::Stop,
             Action::Kill => api::ContainerAction::Kill,
             Action::Remove => api::ContainerAction::StopAndRemove,
@@ -387,7 +387,7 @@ impl Look<'_> {
             // When it dies, its agent owns it.
             Ownership::Owned
         };
-        let teardown = host.config.teardown;
+        let teardown = host.config().teardown;
         let planned = found.into_iter().map(|place| {
             let Place {
                 hierarchy,

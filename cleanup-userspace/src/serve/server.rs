@@ -74,7 +74,7 @@ impl Server {
     /// the daemon does its work all the same.
     pub fn start(host: &Arc<Host>) -> (Result<Self, SocketError>, Inquiries) {
         let (sender, inquiries) = mpsc::channel(INQUIRIES);
-        let started = SocketFile::bind(&host.config.run_dir).map(|(listener, file)| {
+        let started = SocketFile::bind(&host.config().run_dir).map(|(listener, file)| {
             tracing::debug!(socket = %file.path().display(), "the control API answers");
             let router = router(App::new(Arc::clone(host), sender));
             let work = tokio::spawn(serve(listener, router)).abort_handle();

@@ -29,6 +29,7 @@ pub(super) fn status(host: &Host, snapshot: &Snapshot, started: f64) -> api::Sta
         started_unix_ns: unix_ns(started),
         now_unix_ns: unix_ns(unix_seconds()),
         mode: mode(host),
+        configuration_refused: host.refused().clone(),
         probe: api::Probe {
             kind: probe.kind.to_owned(),
             works: probe.works,
@@ -42,7 +43,7 @@ pub(super) fn status(host: &Host, snapshot: &Snapshot, started: f64) -> api::Sta
         hold: hold(host),
         agents: agents(host),
         docker: api::Docker {
-            socket: path_text(&host.config.docker.socket),
+            socket: path_text(&host.config().docker.socket),
             state: match docker {
                 None => api::DockerState::NotKnown,
                 Some(word) if word.there => api::DockerState::There,
@@ -70,7 +71,7 @@ pub(super) fn status(host: &Host, snapshot: &Snapshot, started: f64) -> api::Sta
 }
 
 pub(super) fn mode(host: &Host) -> api::Mode {
-    match host.config.mode {
+    match host.config().mode {
         Mode::Observe => api::Mode::Observe,
         Mode::Enforce => api::Mode::Enforce,
     }
@@ -127,7 +128,7 @@ fn journal(host: &Host) -> api::Journal {
     let stats = host.journal.stats();
     api::Journal {
         enabled: host.journal.is_enabled(),
-        path: path_text(&host.config.journal.path),
+        path: path_text(&host.config().journal.path),
         bytes: stats.bytes,
         written: stats.written,
         waiting: stats.waiting,

@@ -42,7 +42,7 @@ pub(super) struct ByHand {
 }
 
 impl ByHand {
-    pub(super) fn run(self, settings: Settings) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let (overridden, dry_run) = (settings.overridden(), settings.is_dry_run());
         let config = settings.configuration()?;
         if !dry_run

@@ -228,7 +228,7 @@ impl Hand {
     /// Ends the cases that are open without beginning anything new.
     async fn hand_over(&mut self) {
         self.casebook.tell_all(|| CaseMessage::HandOver);
-        let deadline = Instant::now() + self.host.config.shutdown_deadline;
+        let deadline = Instant::now() + self.host.config().shutdown_deadline;
         while self.casebook.open_cases() > 0 {
             match timeout_at(deadline, self.messages.recv()).await {
                 Ok(Some(Message::Closed(record))) => self.casebook.close(*record),

@@ -75,7 +75,7 @@ impl Cleaner {
         deadline: Instant,
         stop: impl Future<Output = ()>,
     ) -> CleanOutcome {
-        if self.host.config.mode == Mode::Observe {
+        if self.host.config().mode == Mode::Observe {
             tracing::info!(
                 "mode is observe: nothing will be stopped or removed, and requests are kept"
             );
@@ -140,7 +140,7 @@ impl Cleaner {
 
     /// Cases that are at work go on if it cannot be read any more.
     fn read_inbox(&mut self) {
-        let may_act = self.host.config.mode == Mode::Enforce;
+        let may_act = self.host.config().mode == Mode::Enforce;
         let letters = self.inbox.read_all().unwrap_or_else(|error| {
             tracing::warn!(%error, "the inbox cannot be read; going on with what was read before");
             Vec::new()
@@ -274,7 +274,7 @@ impl Cleaner {
 
     /// Puts away the requests that nothing more is to be done for.
     fn settle(&mut self) {
-        let may_act = self.host.config.mode == Mode::Enforce;
+        let may_act = self.host.config().mode == Mode::Enforce;
         let verdicts: Vec<(String, Verdict)> = self
             .pending
             .iter()
@@ -330,7 +330,7 @@ impl Cleaner {
     /// Ends the cases that are open without beginning anything new.
     async fn hand_over(&mut self) {
         self.casebook.tell_all(|| CaseMessage::HandOver);
-        let deadline = Instant::now() + self.host.config.shutdown_deadline;
+        let deadline = Instant::now() + self.host.config().shutdown_deadline;
         while self.casebook.open_cases() > 0 {
             match timeout_at(deadline, self.messages.recv()).await {
                 Ok(Some(Message::Closed(record))) => self.on_closed(*record),
