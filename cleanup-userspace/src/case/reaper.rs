@@ -217,7 +217,9 @@ impl<G: Ground> Reaper<G> {
         let containers: Vec<String> = record
             .containers
             .iter()
-            .filter(|(_, container)| !matches!(container.progress, Progress::Ended(_)))
+            .filter(|(_, container)| {
+                !matches!(container.progress, Progress::Ended(_) | Progress::Kept)
+            })
             .map(|(id, container)| {
                 format!("{} ({})", &id[..id.len().min(12)], key_name(container.key))
             })

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cleanup_tests::host::{ENFORCE, Host};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::framework::Framework;
+use cleanup_tests::watcher::Watcher;
 
 use super::{Bed, wait_clean, wait_waiting};
 
@@ -36,6 +37,28 @@ fn a_kept_container_lives_on() -> Result<()> {
     let case = wait_clean(&watcher, &run)?;
     assert_eq!(case["containers"], 3, "{case}");
     assert_eq!(case["endings"], "1 already, 2 term", "{case}");
+    Ok(())
+}
+
+/// An observer does not name it among those that it would end.
+#[test]
+fn a_kept_container_is_in_no_plan() -> Result<()> {
+    let bed = Bed::new("keepplan")?;
+    let agents = [bed.agent.place()];
+    let watcher =
+        Watcher::start_telling_steps(&bed.scratch, &bed.docker, &agents, "mode = \"observe\"")?;
+    let run = bed.launch(&watcher, "victim")?;
+    let plain = bed.start_container(&run, &[])?;
+    let kept = bed.start_container(&run, &[KEEP])?;
+    run.executor()?.kill();
+    let case = watcher.wait_case(run.container_id())?;
+    assert_eq!(case["result"], "observed", "{case}");
+    let plans = watcher.said(
+        "plan: would end these containers and remove this cgroup in these hierarchies (mode is observe)",
+    )?;
+    let containers = plans[0]["containers"].as_str().unwrap_or_default();
+    ensure!(containers.contains(&plain[..12]), "{plans:?}");
+    ensure!(!containers.contains(&kept[..12]), "{plans:?}");
     Ok(())
 }
 
