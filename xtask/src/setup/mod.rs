@@ -7,6 +7,7 @@ mod apt;
 mod bpf_linker;
 mod compiler;
 mod docker;
+mod foreign_suite;
 mod host;
 mod machine;
 mod mesos_deps;
