@@ -98,6 +98,20 @@ impl Apt {
         unpack_only_package(dir.path(), into)
     }
 
+    /// The package and what it depends on, but for what the machine has: all that
+    /// an installation would bring. What it would remove does not matter to those
+    /// who only [`unpack`](Self::unpack).
+    pub(crate) fn missing_for(&mut self, package: &str) -> Result<Vec<String>, Error> {
+        let simulation = match self.simulate(&[package]) {
+            Err(failure) if !self.updated && is_unknown_package(&failure.output) => {
+                self.update()?;
+                self.simulate(&[package])?
+            }
+            other => other?,
+        };
+        Ok(named(&simulation, &["Inst"]))
+    }
+
     fn update(&mut self) -> Result<(), Failure> {
         // Once only, even when it fails: a second try would wait as long.
         self.updated = true;
@@ -132,11 +146,16 @@ fn apt_get(limit: Duration) -> Tool {
 
 /// The packages that a simulated installation would take away.
 fn removals(simulation: &str) -> Vec<String> {
+    named(simulation, &["Remv", "Purg"])
+}
+
+/// The packages that a simulation names after these words.
+fn named(simulation: &str, verbs: &[&str]) -> Vec<String> {
     simulation
         .lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
-            matches!(words.next()?, "Remv" | "Purg").then(|| words.next())?
+            verbs.contains(&words.next()?).then(|| words.next())?
         })
         .map(str::to_owned)
         .collect()
@@ -259,6 +278,7 @@ mod tests {
             Conf busybox-static (1:1.35.0-4+b3 Debian:12/stable [amd64])\n\
             Purg old-thing [2.0]\n";
         assert_eq!(removals(simulation), ["busybox", "old-thing"]);
+        assert_eq!(named(simulation, &["Inst"]), ["busybox-static"]);
     }
 
     #[test]

@@ -48,6 +48,20 @@ impl ForeignSuite {
         Ok(madison_versions(&answer))
     }
 
+    /// The version that would be installed, and what it depends on.
+    pub(crate) fn candidate(&self, package: &str) -> Result<Candidate, Error> {
+        let answer = self
+            .apt("apt-cache", PROBE_LIMIT)
+            .args(["show", "--no-all-versions", package])
+            .read()?;
+        Candidate::parse(&answer).ok_or_else(|| {
+            Error::io(format!("apt's answer about {package}"))(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it names no version",
+            ))
+        })
+    }
+
     pub(crate) fn unpack(&self, package: &str, version: &str, into: &Path) -> Result<(), Error> {
         let archive = TempDir::new_in(self.dir.path())
             .map_err(Error::io("cannot make a temporary folder"))?;
@@ -62,6 +76,34 @@ impl ForeignSuite {
         Tool::new(program, limit)
             .env("APT_CONFIG", self.dir.path().join("apt.conf"))
             .env("LC_ALL", "C")
+    }
+}
+
+/// What `apt-cache show` tells of a package.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) version: String,
+    /// Names only; of alternatives the first.
+    pub(crate) depends: Vec<String>,
+}
+
+impl Candidate {
+    fn parse(answer: &str) -> Option<Self> {
+        let stanza = answer.split("\n\n").next()?;
+        let field = |name: &str| {
+            stanza
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let depends = field("Depends").unwrap_or_default();
+        Some(Self {
+            version: field("Version")?.to_owned(),
+            depends: depends
+                .split(", ")
+                .filter_map(|item| item.split_ascii_whitespace().next())
+                .map(str::to_owned)
+                .collect(),
+        })
     }
 }
 
@@ -159,6 +201,24 @@ mod tests {
             None,
             "a system without a code name has no row of its own"
         );
+    }
+
+    #[test]
+    fn a_candidate_has_a_version_and_dependencies() {
+        let answer = "Package: linux-image-7.3.4-cloud-amd64\nVersion: 7.3.4-1\n\
+                      Depends: dracut | initramfs-tools (>= 0.120), linux-binary-7.3.4-cloud-amd64 (= 7.3.4-1)\n\
+                      Description: Linux\n Version: not this\n\n\
+                      Package: linux-image-7.2\nVersion: 7.2\n";
+        assert_eq!(
+            Candidate::parse(answer),
+            Some(Candidate {
+                version: "7.3.4-1".to_owned(),
+                depends: vec!["dracut".into(), "linux-binary-7.3.4-cloud-amd64".into()],
+            })
+        );
+        let alone = Candidate::parse("Package: a\nVersion: 1\n").unwrap();
+        assert!(alone.depends.is_empty());
+        assert_eq!(Candidate::parse("N: Unable to locate package a\n"), None);
     }
 
     #[test]
