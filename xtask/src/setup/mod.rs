@@ -242,6 +242,11 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     Machine::find(name)
 }
 
+/// A busybox that needs nothing else.
+pub(crate) fn static_busybox() -> Option<PathBuf> {
+    Machine::find("busybox").filter(|file| docker::is_static(file))
+}
+
 /// Makes sure that a task finds what it needs; silent when it is there.
 pub(crate) fn ensure(needs: &[Need], consent: Consent) -> Result<()> {
     let machine = Machine::look()?;

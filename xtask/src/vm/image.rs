@@ -18,6 +18,7 @@ const BUILD_LIMIT: Duration = Duration::from_mins(45);
 const STRIP_LIMIT: Duration = Duration::from_mins(2);
 
 const DAEMON: &str = "/bin/compose-cleanup";
+const BUSYBOX: &str = "/bin/busybox";
 const SUITE: &str = "/bin/kernel";
 /// What needs no cgroups at all.
 const LOAD_TEST: &str = "loading_costs_the_verifier_little";
@@ -31,8 +32,8 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Builds the programs and packs them.
-    pub(crate) fn build() -> Result<Self> {
+    /// Builds the programs and packs them, with a busybox for people if there is one to give.
+    pub(crate) fn build(busybox: Option<&Path>) -> Result<Self> {
         let built = build_programs()?;
         let stripped = tempfile::tempdir()?;
         let mut archive = Archive::default();
@@ -48,6 +49,10 @@ impl Image {
         ] {
             let content = strip(&file, stripped.path())?;
             archive.program(path, &content)?;
+        }
+        if let Some(file) = busybox {
+            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            archive.program(BUSYBOX, &content)?;
         }
         Ok(Self {
             base: archive.finish()?,
@@ -81,6 +86,18 @@ pub(crate) fn smoke(mode: CgroupMode) -> Job {
     Job {
         cgroups: mode,
         programs,
+    }
+}
+
+/// A prompt, with busybox's tools on the path.
+pub(crate) fn shell(mode: CgroupMode) -> Job {
+    let script = format!("{BUSYBOX} --install -s /bin; exec setsid cttyhack sh");
+    Job {
+        cgroups: mode,
+        programs: vec![Program {
+            name: "shell".to_owned(),
+            command: [BUSYBOX, "sh", "-c", &script].map(str::to_owned).to_vec(),
+        }],
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use cleanup_tests::guest::CgroupMode;
+use cleanup_tests::guest::{CgroupMode, Job};
 
 use crate::setup::{self, Consent, Need};
 use crate::{stage, workspace};
@@ -48,6 +48,7 @@ Debian 13). What a kernel lacks is in the table. Logs: target/vm/.
 Examples:
   cargo xtask vm                                  Every kernel, hybrid and v2
   cargo xtask vm --kernel 5.10 --cgroup hybrid    One guest
+  cargo xtask vm --kernel 6.12 --cgroup v2 --shell
   cargo xtask vm --kernel /boot/vmlinuz-6.6.0     A kernel of your own: the serial
                                                   console, tmpfs and BTF built in
 
@@ -61,6 +62,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "all", value_name = "MODE")]
     cgroup: String,
 
+    /// What runs in the guests, see below
+    #[arg(long, value_enum, default_value_t = Suite::Smoke)]
+    suite: Suite,
+
     /// `auto` tries once whether KVM really works here
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     accel: AccelChoice,
@@ -73,9 +78,26 @@ pub(crate) struct Args {
     #[arg(long)]
     update: bool,
 
+    /// A prompt in a guest of that kernel and mode (of several the first), instead of a suite
+    #[arg(long)]
+    shell: bool,
+
     /// Do not show what the guests say
     #[arg(long, short)]
     quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Suite {
+    Smoke,
+}
+
+impl Suite {
+    fn job(self, mode: CgroupMode) -> Job {
+        match self {
+            Self::Smoke => image::smoke(mode),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -106,7 +128,12 @@ fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
             Choice::File(path) => Kernel::of_file(path),
         })
         .collect::<Result<Vec<_>>>()?;
-    let image = Image::build()?;
+    let busybox = args.shell.then(setup::static_busybox).flatten();
+    ensure!(
+        busybox.is_some() || !args.shell,
+        "there is no static busybox here for a prompt in the guest: `cargo xtask setup` brings one"
+    );
+    let image = Image::build(busybox.as_deref())?;
     let first = kernels.first().context("no kernel was chosen")?;
     let accel = match args.accel {
         AccelChoice::Auto => qemu.find_accel(first, &image)?,
@@ -114,6 +141,17 @@ fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
         AccelChoice::Tcg => Accel::Tcg,
     };
     println!("{}, accelerator {}", qemu.version()?, accel.name());
+
+    if args.shell {
+        let mode = *modes.first().context("no cgroup mode was chosen")?;
+        println!(
+            "{}, {}. Leave it by `exit`, or by Ctrl-A X.",
+            first.version,
+            mode.name()
+        );
+        qemu.show(accel, first, &image.with(&image::shell(mode))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
 
     let logs = workspace::target_dir().join("vm");
     fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
@@ -123,7 +161,7 @@ fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
             let Kernel { version, .. } = kernel;
             println!("\n=== {version}, {}", mode.name());
             let log = logs.join(format!("{}-{}.log", file_stem(version), mode.name()));
-            let initrd = image.with(&image::smoke(mode))?;
+            let initrd = image.with(&args.suite.job(mode))?;
             let limit = Duration::from_secs(args.limit);
             let outcome = qemu.run(accel, kernel, &initrd, limit, &log, !args.quiet)?;
             println!("{}", outcome.verdict);

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cleanup_tests::guest::{CgroupMode, EXIT_PORT, Job};
 use cleanup_tests::{cache, wait};
 
@@ -20,6 +20,8 @@ use crate::exec::Tool;
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
 /// A guest with nothing to do takes 4 s without KVM; with a KVM that does not work it hangs.
 const KVM_LIMIT: Duration = Duration::from_secs(15);
+/// Of a person at the prompt.
+const SESSION_LIMIT: Duration = Duration::from_hours(12);
 const MEMORY: &str = "1024";
 
 /// How the guest's instructions are carried out.
@@ -83,7 +85,7 @@ impl Qemu {
         let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let start = Instant::now();
         let child = self
-            .command(accel, kernel, &initrd_file)
+            .command(accel, kernel, &initrd_file, "stdio")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(file.try_clone()?)
@@ -94,6 +96,8 @@ impl Qemu {
         let reader = Reader::start(stdout, file, live);
         let end = machine.wait(limit)?;
         drop(machine);
+        // Ctrl-C reaches QEMU, too, which then ends as if it were content.
+        ensure!(!wait::interrupted(), "interrupted while a guest ran");
         Ok(Outcome {
             verdict: Verdict::of(end, &reader.finish()?),
             log: fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?,
@@ -101,7 +105,24 @@ impl Qemu {
         })
     }
 
-    fn command(&self, accel: Accel, kernel: &Kernel, initrd: &Path) -> Command {
+    /// Boots a kernel with the terminal as its console, until the guest ends or somebody ends it.
+    pub(crate) fn show(&self, accel: Accel, kernel: &Kernel, initrd: &[u8]) -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let initrd_file = dir.path().join("initrd");
+        fs::write(&initrd_file, initrd)
+            .with_context(|| format!("writing {}", initrd_file.display()))?;
+        let child = self
+            .command(accel, kernel, &initrd_file, "mon:stdio")
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        match (Machine { child }).wait(SESSION_LIMIT)? {
+            // It was switched off, or left by Ctrl-A X; or the shell ended in whatever way.
+            End::Status(0 | 129..) => Ok(()),
+            end => bail!("QEMU did not end as it should: {end:?}"),
+        }
+    }
+
+    fn command(&self, accel: Accel, kernel: &Kernel, initrd: &Path, serial: &str) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(path) = self.library_path() {
             command.env("LD_LIBRARY_PATH", path);
@@ -114,13 +135,7 @@ impl Qemu {
         command
             .args(["-M", "q35", "-smp", "1", "-m", MEMORY])
             .args(["-accel", accel.name(), "-cpu", accel.cpu()])
-            .args([
-                "-nodefaults",
-                "-nographic",
-                "-no-reboot",
-                "-serial",
-                "stdio",
-            ])
+            .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", serial])
             .arg("-device")
             .arg(format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"))
             .arg("-kernel")
@@ -263,7 +278,7 @@ fn for_each_line(
 /// Without the terminal's control sequences, of which the firmware and tests make use.
 fn readable(line: &str) -> String {
     let mut text = String::new();
-    let mut chars = line.trim_end().chars();
+    let mut chars = line.chars();
     while let Some(char) = chars.next() {
         if char == '\u{1b}' {
             // A single letter follows, or a sequence up to its final letter.
@@ -274,7 +289,7 @@ fn readable(line: &str) -> String {
             text.push(char);
         }
     }
-    text
+    text.trim_end().to_owned()
 }
 
 #[cfg(test)]
