@@ -8,11 +8,13 @@
 //! and agents on the same host.
 
 pub mod bins;
+pub mod cache;
 pub mod cgroups;
 pub mod clean;
 pub mod command;
 pub mod docker;
 pub mod docker_proxy;
+pub mod guest;
 pub mod hook;
 pub mod host;
 pub mod log;

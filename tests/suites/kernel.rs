@@ -15,7 +15,7 @@ use std::{
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cleanup_tests::{process::Process, scratch::Scratch, wait};
@@ -793,6 +793,40 @@ async fn dropping_a_wait_loses_nothing() {
     }
     assert_eq!(tgids(&records), [pid]);
     lab.nothing_reported(&mut probe).await;
+}
+
+/// Runs on hosts with hierarchies of one version, too. `cargo xtask vm` shows what the line that
+/// begins with `probe:` says.
+#[tokio::test]
+async fn loading_costs_the_verifier_little() {
+    // A root that nobody makes: with none at all, the program has nothing to do.
+    let mount = Path::new(MOUNT);
+    let (hierarchy, layout) = if mount.join("freezer").is_dir() {
+        (mount.join("freezer"), Layout::V1)
+    } else {
+        (mount.to_owned(), Layout::V2)
+    };
+    let options = ProbeOptions {
+        roots: vec![RootSpec {
+            path: hierarchy.join("cct-no-such-root"),
+            layout,
+        }],
+        ..ProbeOptions::default()
+    };
+    let begin = Instant::now();
+    let probe = start(options).await;
+    let took = begin.elapsed().as_millis();
+    let instructions = match probe.describe().verified_instructions {
+        Some(count) => {
+            assert!(
+                (100..50_000).contains(&count),
+                "{count} of at most 1,000,000"
+            );
+            count.to_string()
+        }
+        None => "?".to_owned(),
+    };
+    println!("probe: load_ms={took} instructions={instructions}");
 }
 
 /// The verifier has more to do with the log turned on.

@@ -17,6 +17,7 @@ mod stage;
 mod stats;
 mod table;
 mod test;
+mod vm;
 mod witness;
 mod workspace;
 
@@ -67,6 +68,7 @@ tasks! {
     Lint => lint,
     Ci => ci,
     MesosRuntime => mesos_runtime,
+    Vm => vm,
     Dist => dist,
 }
 

@@ -1,20 +1,17 @@
 //! Real Mesos releases, fetched once per machine.
 
-use std::env;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{command, wait};
+use crate::{cache, command};
 
 /// Downloads and prepares; a Python program, since pip knows where packages are.
 const SCRIPT: &str = include_str!("fetch.py");
 
-/// Another process may be fetching.
-const LOCK: Duration = Duration::from_secs(600);
 /// Of one release.
 const FETCH: Duration = Duration::from_secs(300);
 const PROBE: Duration = Duration::from_secs(20);
@@ -40,10 +37,10 @@ impl Runtime {
 /// Makes releases available in the user's cache; needs no network for those
 /// that are there. Any number of processes may call it at the same time.
 pub fn fetch(versions: &[&str]) -> Result<Vec<Runtime>> {
-    let cache = cache_dir()?;
+    let cache = cache::dir("mesos")?;
     if versions.iter().any(|version| !is_complete(&cache, version)) {
         fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-        let _lock = lock(&cache)?;
+        let _lock = cache::lock(&cache)?;
         let script = cache.join("fetch.py");
         fs::write(&script, SCRIPT).with_context(|| format!("writing {}", script.display()))?;
         // Whoever held the lock may have fetched some of them.
@@ -69,28 +66,6 @@ pub fn fetch(versions: &[&str]) -> Result<Vec<Runtime>> {
 /// Made by this very script, to the end.
 fn is_complete(cache: &Path, version: &str) -> bool {
     fs::read_to_string(cache.join(version).join("recipe")).is_ok_and(|recipe| recipe == SCRIPT)
-}
-
-fn cache_dir() -> Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME")
-        .filter(|base| !base.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cache")))
-        .context("neither XDG_CACHE_HOME nor a home directory is known")?;
-    Ok(base.join("compose-cleanup/mesos"))
-}
-
-fn lock(cache: &Path) -> Result<File> {
-    let path = cache.join("lock");
-    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    wait::try_until(LOCK, format_args!("{}", path.display()), || {
-        match file.try_lock() {
-            Ok(()) => Ok(Some(())),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        }
-    })?;
-    Ok(file)
 }
 
 /// A Python that has pip: the first in `PATH` need not be the one.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::PROBE_LIMIT;
 use crate::exec::{Failure, Tool};
 
-const UPDATE_LIMIT: Duration = Duration::from_mins(5);
+pub(super) const UPDATE_LIMIT: Duration = Duration::from_mins(5);
 const INSTALL_LIMIT: Duration = Duration::from_mins(20);
 
 /// Why a package did not come.
@@ -33,7 +33,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
@@ -98,6 +98,20 @@ impl Apt {
         unpack_only_package(dir.path(), into)
     }
 
+    /// The package and what it depends on, but for what the machine has: all that
+    /// an installation would bring. What it would remove does not matter to those
+    /// who only [`unpack`](Self::unpack).
+    pub(crate) fn missing_for(&mut self, package: &str) -> Result<Vec<String>, Error> {
+        let simulation = match self.simulate(&[package]) {
+            Err(failure) if !self.updated && is_unknown_package(&failure.output) => {
+                self.update()?;
+                self.simulate(&[package])?
+            }
+            other => other?,
+        };
+        Ok(named(&simulation, &["Inst"]))
+    }
+
     fn update(&mut self) -> Result<(), Failure> {
         // Once only, even when it fails: a second try would wait as long.
         self.updated = true;
@@ -132,11 +146,16 @@ fn apt_get(limit: Duration) -> Tool {
 
 /// The packages that a simulated installation would take away.
 fn removals(simulation: &str) -> Vec<String> {
+    named(simulation, &["Remv", "Purg"])
+}
+
+/// The packages that a simulation names after these words.
+fn named(simulation: &str, verbs: &[&str]) -> Vec<String> {
     simulation
         .lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
-            matches!(words.next()?, "Remv" | "Purg").then(|| words.next())?
+            verbs.contains(&words.next()?).then(|| words.next())?
         })
         .map(str::to_owned)
         .collect()
@@ -221,135 +240,8 @@ impl Drop for NoServices {
     }
 }
 
-/// A suite of the machine's own Debian mirror, seen through an apt of our own:
-/// nothing of the machine's package state is read or changed.
-#[derive(Debug)]
-pub(crate) struct ForeignSuite {
-    dir: TempDir,
-}
-
-impl ForeignSuite {
-    /// Reads the suite's package lists. `None` when this machine's apt is not
-    /// configured for a mirror of its release.
-    pub(crate) fn open(codename: &str, suite: &str) -> Result<Option<Self>, Error> {
-        let rows = Tool::new("apt-get", PROBE_LIMIT)
-            .args(["indextargets", "--format", MIRROR_ROW])
-            .read()?;
-        let Some(site) = mirror(&rows, codename) else {
-            return Ok(None);
-        };
-        let settings = Tool::new("apt-config", PROBE_LIMIT).arg("dump").read()?;
-        let dir = TempDir::new().map_err(Error::io("cannot make a temporary folder"))?;
-        lay(dir.path(), site, suite, &settings).map_err(Error::io(format!(
-            "cannot write in {}",
-            dir.path().display()
-        )))?;
-        let this = Self { dir };
-        this.apt("apt-get", UPDATE_LIMIT).arg("update").read()?;
-        Ok(Some(this))
-    }
-
-    /// The versions of a package, newest first.
-    pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>, Error> {
-        let answer = self
-            .apt("apt-cache", PROBE_LIMIT)
-            .args(["madison", package])
-            .read()?;
-        Ok(madison_versions(&answer))
-    }
-
-    pub(crate) fn unpack(&self, package: &str, version: &str, into: &Path) -> Result<(), Error> {
-        let archive = self.dir.path().join("archive");
-        fs::create_dir(&archive).map_err(Error::io("cannot make a temporary folder"))?;
-        self.apt("apt-get", UPDATE_LIMIT)
-            .args(["download", &format!("{package}={version}")])
-            .current_dir(&archive)
-            .read()?;
-        unpack_only_package(&archive, into)
-    }
-
-    fn apt(&self, program: &str, limit: Duration) -> Tool {
-        Tool::new(program, limit)
-            .env("APT_CONFIG", self.dir.path().join("apt.conf"))
-            .env("LC_ALL", "C")
-    }
-}
-
-const MIRROR_ROW: &str = "$(SITE) $(RELEASE) $(CREATED_BY)";
-/// Comes with Debian; its keys sign every suite.
-const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// The mirror that has this system's own release.
-fn mirror<'a>(rows: &'a str, codename: &str) -> Option<&'a str> {
-    rows.lines().find_map(
-        |row| match row.split_ascii_whitespace().collect::<Vec<_>>()[..] {
-            [site, release, "Packages"] if release == codename => Some(site),
-            _ => None,
-        },
-    )
-}
-
-fn madison_versions(answer: &str) -> Vec<String> {
-    answer
-        .lines()
-        .filter_map(|line| line.split('|').nth(1))
-        .map(|version| version.trim().to_owned())
-        .collect()
-}
-
-/// Lays out apt's state beneath `dir`.
-fn lay(dir: &Path, site: &str, suite: &str, machine_settings: &str) -> io::Result<()> {
-    for sub in ["lists/partial", "cache/archives/partial", "none"] {
-        fs::create_dir_all(dir.join(sub))?;
-    }
-    fs::write(dir.join("status"), "")?;
-    let options = if Path::new(DEBIAN_KEYRING).exists() {
-        format!("[signed-by={DEBIAN_KEYRING}] ")
-    } else {
-        String::new()
-    };
-    fs::write(
-        dir.join("sources.list"),
-        format!("deb {options}{site} {suite} main\n"),
-    )?;
-    fs::write(dir.join("apt.conf"), settings(dir, machine_settings))
-}
-
-/// An apt.conf that takes nothing from the machine (its hooks would run, and
-/// clean the machine's own archives) but how it reaches its mirror.
-fn settings(dir: &Path, machine_settings: &str) -> String {
-    let dir = dir.display();
-    let mut text = format!(
-        "Dir::Etc::main \"/dev/null\";\n\
-         Dir::Etc::parts \"{dir}/none\";\n\
-         Dir::Etc::preferences \"/dev/null\";\n\
-         Dir::Etc::preferencesparts \"{dir}/none\";\n\
-         Dir::Etc::sourcelist \"{dir}/sources.list\";\n\
-         Dir::Etc::sourceparts \"-\";\n\
-         Dir::State::lists \"{dir}/lists\";\n\
-         Dir::State::status \"{dir}/status\";\n\
-         Dir::Cache \"{dir}/cache\";\n\
-         APT::Sandbox::User \"root\";\n\
-         Acquire::Languages \"none\";\n\
-         Acquire::Retries \"2\";\n"
-    );
-    let kept = [
-        "Acquire::http",
-        "Acquire::https",
-        "Acquire::ForceIPv",
-        // A mirror may be a snapshot, whose signatures have expired.
-        "Acquire::Check-Valid-Until",
-    ];
-    for line in machine_settings.lines() {
-        if kept.iter().any(|prefix| line.starts_with(prefix)) {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
-}
-
-fn unpack_only_package(dir: &Path, into: &Path) -> Result<(), Error> {
+/// Unpacks the package that lies in a folder.
+pub(super) fn unpack_only_package(dir: &Path, into: &Path) -> Result<(), Error> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "no package came");
     let package = fs::read_dir(dir)
         .and_then(|mut entries| {
@@ -386,6 +278,7 @@ mod tests {
             Conf busybox-static (1:1.35.0-4+b3 Debian:12/stable [amd64])\n\
             Purg old-thing [2.0]\n";
         assert_eq!(removals(simulation), ["busybox", "old-thing"]);
+        assert_eq!(named(simulation, &["Inst"]), ["busybox-static"]);
     }
 
     #[test]
@@ -412,47 +305,6 @@ mod tests {
             "E: Failed to fetch pool/x.deb  404  Not Found [IP: ::1]"
         ));
         assert!(!is_stale("E: dpkg was interrupted"));
-    }
-
-    #[test]
-    fn the_mirror_is_the_one_of_this_release() {
-        let rows = "http://security.example/debian-security bookworm-security Packages\n\
-                    http://mirror.example/debian bookworm DEP-11\n\
-                    http://mirror.example/debian bookworm Packages\n\
-                    http://other.example/debian bookworm Packages\n";
-        assert_eq!(
-            mirror(rows, "bookworm"),
-            Some("http://mirror.example/debian")
-        );
-        assert_eq!(mirror(rows, "trixie"), None);
-        assert_eq!(
-            mirror("http://mirror.example/debian  Packages\n", ""),
-            None,
-            "a system without a code name has no row of its own"
-        );
-    }
-
-    #[test]
-    fn madison_lists_versions_in_its_order() {
-        let answer = "  rust-src | 1.96.1+dfsg1-2~bpo13+1 | http://m.example/debian s/main amd64 Packages\n  \
-                        rust-src | 1.95.0+dfsg1-2~bpo13+1 | http://m.example/debian s/main amd64 Packages\n";
-        assert_eq!(
-            madison_versions(answer),
-            ["1.96.1+dfsg1-2~bpo13+1", "1.95.0+dfsg1-2~bpo13+1"]
-        );
-        assert!(madison_versions("").is_empty());
-    }
-
-    #[test]
-    fn a_foreign_suite_takes_only_the_way_to_the_mirror() {
-        let machine = "DPkg::Post-Invoke:: \"rm -f /var/cache/apt/archives/*.deb || true\";\n\
-                       Acquire::http::Proxy \"http://proxy.example:3128\";\n\
-                       Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\n";
-        let text = settings(Path::new("/d"), machine);
-        assert!(text.contains("Acquire::http::Proxy \"http://proxy.example:3128\";\n"));
-        assert!(!text.contains("Post-Invoke"));
-        assert!(!text.contains("DEP-11"));
-        assert!(text.contains("Dir::State::status \"/d/status\";"));
     }
 
     fn verdict(dir: &Path, service: &str) -> Option<i32> {

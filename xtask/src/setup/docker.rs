@@ -98,7 +98,7 @@ impl Step for Busybox {
 }
 
 /// An executable of this machine's word size that asks for no interpreter.
-fn is_static(file: &Path) -> bool {
+pub(super) fn is_static(file: &Path) -> bool {
     fs::read(file).is_ok_and(|bytes| has_interpreter(&bytes) == Some(false))
 }
 

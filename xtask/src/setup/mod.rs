@@ -7,6 +7,7 @@ mod apt;
 mod bpf_linker;
 mod compiler;
 mod docker;
+mod foreign_suite;
 mod host;
 mod machine;
 mod mesos_deps;
@@ -17,14 +18,16 @@ use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::exec::seconds;
-use apt::Apt;
+pub(crate) use apt::Apt;
+pub(crate) use foreign_suite::ForeignSuite;
 use machine::Machine;
 pub(crate) use machine::search_path;
 
@@ -225,6 +228,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         println!("{} still missing.", failed + plan.by_hand());
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// Another suite of Debian, from this machine's own mirror.
+pub(crate) fn debian_suite(suite: &str) -> Result<ForeignSuite> {
+    let codename = Machine::look()?.distro.codename;
+    ForeignSuite::open(&codename, suite)?
+        .with_context(|| format!("apt is not configured for a Debian mirror of {codename:?}"))
+}
+
+/// A program on [`search_path`].
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    Machine::find(name)
+}
+
+/// A busybox that needs nothing else.
+pub(crate) fn static_busybox() -> Option<PathBuf> {
+    Machine::find("busybox").filter(|file| docker::is_static(file))
 }
 
 /// Makes sure that a task finds what it needs; silent when it is there.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 
-use super::apt::{Apt, ForeignSuite};
+use super::apt::Apt;
+use super::foreign_suite::ForeignSuite;
 use super::machine::Machine;
 use super::{Finding, Remedy, Step};
 use crate::exec::Tool;

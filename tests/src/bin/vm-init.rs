@@ -1,0 +1,238 @@
+//! The first process of the guests of `cargo xtask vm`: mounts what a host has, runs the job's
+//! programs one after the other, and ends the virtual machine with their status. Built static:
+//! there is nothing else in the guest.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt as _;
+use std::panic;
+use std::path::Path;
+use std::process::{self, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cleanup_tests::guest::{
+    CgroupMode, EXIT_MAX, EXIT_OFFSET, EXIT_PORT, JOB_FILE, Job, Line, Program,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{WaitOptions, wait};
+use rustix::system::{RebootCommand, reboot, uname};
+
+/// As distributions mount them.
+const V1: &[&str] = &[
+    "cpuset",
+    "cpu,cpuacct",
+    "blkio",
+    "memory",
+    "devices",
+    "freezer",
+    "net_cls,net_prio",
+    "perf_event",
+    "hugetlb",
+    "pids",
+    "misc",
+];
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+fn main() {
+    if process::id() != 1 {
+        eprintln!("vm-init is the first process of a virtual machine (`cargo xtask vm`)");
+        process::exit(2);
+    }
+    panic::set_hook(Box::new(|info| {
+        say(&Line::Broken {
+            why: info.to_string(),
+        });
+        end(EXIT_MAX);
+    }));
+    match run() {
+        Ok(status) => end(status),
+        Err(error) => {
+            say(&Line::Broken {
+                why: format!("{error:#}"),
+            });
+            end(EXIT_MAX);
+        }
+    }
+}
+
+/// Does the job; the first failure's status is the guest's.
+fn run() -> Result<u8> {
+    mount_at("proc", "/proc", "")?;
+    let uptime = uptime()?;
+    mount_at("sysfs", "/sys", "")?;
+    mount_at("devtmpfs", "/dev", "")?;
+    // Without it runc fails on 5.10.
+    symlink("/proc/self/fd", "/dev/fd").context("linking /dev/fd")?;
+    mount_at("tracefs", "/sys/kernel/tracing", "")?;
+    mount_at("securityfs", "/sys/kernel/security", "")?;
+    mount_at("tmpfs", "/run", "mode=755")?;
+    mount_at("tmpfs", "/tmp", "mode=1777")?;
+
+    let text = fs::read_to_string(JOB_FILE).with_context(|| format!("reading {JOB_FILE}"))?;
+    let job = Job::parse(&text)?;
+    mount_cgroups(job.cgroups)?;
+    let release = uname().release().to_string_lossy().into_owned();
+    say(&Line::Booted { release, uptime });
+
+    let mut first_failure = 0;
+    for program in &job.programs {
+        let status = run_program(program)?;
+        if first_failure == 0 && status != 0 {
+            first_failure = u8::try_from(status).unwrap_or(EXIT_MAX).min(EXIT_MAX);
+        }
+    }
+    Ok(first_failure)
+}
+
+fn mount_at(kind: &str, at: &str, options: &str) -> Result<()> {
+    try_mount(kind, Path::new(at), options).with_context(|| format!("mounting {kind} at {at}"))
+}
+
+fn try_mount(kind: &str, at: &Path, options: &str) -> Result<()> {
+    fs::create_dir_all(at)?;
+    let options = std::ffi::CString::new(options)?;
+    mount(kind, at, kind, MountFlags::empty(), &*options)?;
+    Ok(())
+}
+
+fn uptime() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/uptime").context("reading /proc/uptime")?;
+    let seconds = text.split(' ').next().and_then(|word| word.parse().ok());
+    Ok(Duration::from_secs_f64(
+        seconds.context("/proc/uptime holds no number")?,
+    ))
+}
+
+fn mount_cgroups(mode: CgroupMode) -> Result<()> {
+    match mode {
+        CgroupMode::V1 => mount_v1(),
+        CgroupMode::Hybrid => {
+            mount_v1()?;
+            mount_at("cgroup2", &format!("{CGROUPS}/unified"), "")
+        }
+        CgroupMode::V2 => mount_v2(),
+    }
+}
+
+fn mount_v1() -> Result<()> {
+    mount_at("tmpfs", CGROUPS, "mode=755")?;
+    for controllers in V1 {
+        let at = format!("{CGROUPS}/{controllers}");
+        match try_mount("cgroup", Path::new(&at), controllers) {
+            Ok(()) => {}
+            // The kernel was built without it.
+            Err(error) if error.downcast_ref() == Some(&Errno::INVAL) => {
+                fs::remove_dir(&at).with_context(|| format!("removing {at}"))?;
+                say(&Line::Lacks {
+                    controller: (*controllers).to_owned(),
+                });
+                continue;
+            }
+            Err(error) => return Err(error.context(format!("mounting {controllers}"))),
+        }
+        if controllers.contains(',') {
+            for controller in controllers.split(',') {
+                symlink(controllers, format!("{CGROUPS}/{controller}"))
+                    .with_context(|| format!("linking {controller}"))?;
+            }
+        }
+    }
+    mount_at("cgroup", &format!("{CGROUPS}/systemd"), "none,name=systemd")
+}
+
+fn mount_v2() -> Result<()> {
+    mount_at("cgroup2", CGROUPS, "")?;
+    // Controllers go to children of a cgroup without processes of its own.
+    let own = Path::new(CGROUPS).join("init");
+    fs::create_dir(&own).context("making a cgroup for ourselves")?;
+    fs::write(own.join("cgroup.procs"), "1").context("moving ourselves")?;
+    let controllers = fs::read_to_string(Path::new(CGROUPS).join("cgroup.controllers"))
+        .context("reading cgroup.controllers")?;
+    for controller in controllers.split_ascii_whitespace() {
+        fs::write(
+            Path::new(CGROUPS).join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        )
+        .with_context(|| format!("enabling {controller}"))?;
+    }
+    Ok(())
+}
+
+/// Runs a program to its end, and returns its exit status, or 128 and the signal's number.
+fn run_program(program: &Program) -> Result<i32> {
+    let Program { name, command } = program;
+    say(&Line::Begins {
+        program: name.clone(),
+    });
+    let start = Instant::now();
+    let (file, arguments) = command.split_first().context("a program without a path")?;
+    let child = Command::new(file)
+        .args(arguments)
+        .env("PATH", "/bin")
+        .env("HOME", "/")
+        .spawn()
+        .with_context(|| format!("starting {file}"))?;
+    let status = reap_until(child.id())?;
+    let status = status
+        .code()
+        .or_else(|| Some(128 + status.signal()?))
+        .with_context(|| format!("{name}: {status}"))?;
+    say(&Line::Ended {
+        program: name.clone(),
+        status,
+        took: start.elapsed(),
+    });
+    Ok(status)
+}
+
+/// Waits for a child, and for every orphan that becomes ours meanwhile.
+fn reap_until(child: u32) -> Result<ExitStatus> {
+    loop {
+        let Some((pid, status)) = wait(WaitOptions::empty()).context("waiting for children")?
+        else {
+            continue;
+        };
+        if pid.as_raw_nonzero().get().cast_unsigned() == child {
+            return Ok(ExitStatus::from_raw(status.as_raw()));
+        }
+    }
+}
+
+fn say(line: &Line) {
+    println!("{line}");
+}
+
+/// Ends the virtual machine.
+fn end(status: u8) -> ! {
+    say(&Line::Exit { status });
+    // The machine ends in the middle of what the serial line still holds.
+    let _ = rustix::termios::tcdrain(std::io::stdout());
+    if let Err(error) = leave(EXIT_OFFSET + status.min(EXIT_MAX)) {
+        say(&Line::Broken {
+            why: format!("the exit device: {error:#}"),
+        });
+    }
+    // Without the exit device this is a status that counts as a failure.
+    let _ = reboot(RebootCommand::PowerOff);
+    process::exit(1)
+}
+
+/// Writes to QEMU's exit device. Debian's kernels have no /dev/port.
+#[cfg(target_arch = "x86_64")]
+fn leave(value: u8) -> Result<()> {
+    // SAFETY: takes no pointers; it only lets this process use one port.
+    let allowed = unsafe { libc::ioperm(EXIT_PORT.into(), 1, 1) };
+    ensure!(allowed == 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the port was granted above, and reading or writing it touches no memory.
+    unsafe {
+        std::arch::asm!("out dx, al", in("dx") EXIT_PORT, in("al") value, options(nomem, nostack));
+    }
+    Ok(())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn leave(_: u8) -> Result<()> {
+    anyhow::bail!("there is one on x86_64 only")
+}
