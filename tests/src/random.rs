@@ -1,6 +1,9 @@
 //! Chance that a seed repeats: SplitMix64, small, and good enough to choose faults.
 
+use std::fs;
 use std::time::Duration;
+
+use anyhow::{Context, Result};
 
 /// One stream of chance; the same seed gives the same one.
 #[derive(Debug, Clone)]
@@ -44,6 +47,12 @@ impl Random {
         let at = usize::try_from(self.below(count)).ok()?;
         of.get(at)
     }
+}
+
+/// A new container id: of all there are, and not of a seed.
+pub fn uuid() -> Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("a new UUID")?;
+    Ok(text.trim_end().to_owned())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::service::Service;
 use cleanup_tests::watcher::{AgentPlace, Watcher, configure};
-use cleanup_tests::{bins, wait};
+use cleanup_tests::{bins, random, wait};
 use serde_json::{Value, json};
 
 use super::{Lonely, SOON, Said, http, say, wait_json};
@@ -30,19 +30,21 @@ const ONCE: &str =
 const REFUSED: i32 = 5;
 const UNFINISHED: i32 = 3;
 
-const STRANGER: &str = "857fd7a0-df05-458b-bd72-f5c280790aa0";
-
 /// Docker and an agent that does nothing by itself. Dropped from top to bottom.
 struct Bed {
     agent: StandInAgent,
     docker: Dockerd,
     scratch: Scratch,
+    /// A container id that no agent knows. Nor does another test: signs of life are
+    /// looked for on the whole host.
+    stranger: String,
 }
 
 impl Bed {
     fn start(name: &str) -> Result<Self> {
         let (scratch, docker, agent) = StandInAgent::with_docker(name, CgroupLayout::V1)?;
         Ok(Self {
+            stranger: random::uuid()?,
             agent,
             docker,
             scratch,
@@ -217,9 +219,10 @@ fn a_dead_run_alone() -> Result<()> {
 #[test]
 fn orphans() -> Result<()> {
     let bed = Bed::start("cleanorphans")?;
+    let stranger = &*bed.stranger;
     let (one, other) = (bed.unrecorded("one")?, bed.unrecorded("other")?);
     let live = bed.agent.launch("live")?;
-    let unknown = bed.container(STRANGER, OBEDIENT)?;
+    let unknown = bed.container(stranger, OBEDIENT)?;
     let mut pod = Vec::new();
     for run in [&one, &other, &live] {
         pod.push(bed.container(run.container_id(), OBEDIENT)?);
@@ -304,7 +307,8 @@ fn what_lives_is_refused() -> Result<()> {
 /// A run that no agent has a record of.
 fn stranger(name: &str, by_daemon: bool) -> Result<()> {
     let bed = Bed::start(name)?;
-    let container = bed.container(STRANGER, OBEDIENT)?;
+    let stranger = &*bed.stranger;
+    let container = bed.container(stranger, OBEDIENT)?;
     let watcher = if by_daemon {
         Some(bed.watch(ONCE)?)
     } else {
@@ -316,7 +320,7 @@ fn stranger(name: &str, by_daemon: bool) -> Result<()> {
     clean(&[])?.expect_line(
         REFUSED,
         &[
-            STRANGER,
+            stranger,
             "no configured agent has a record",
             "--force-unknown",
         ],
@@ -328,31 +332,31 @@ fn stranger(name: &str, by_daemon: bool) -> Result<()> {
     for (variable, inside, words) in [
         (("NOTHING", "x"), true, "a process of its own, pid"),
         (
-            ("MESOS_SANDBOX", &*format!("/elsewhere/runs/{STRANGER}")),
+            ("MESOS_SANDBOX", &*format!("/elsewhere/runs/{stranger}")),
             false,
             "a process that is not in its cgroup belongs to it",
         ),
     ] {
-        let mut sign = bed.process(STRANGER, variable, inside)?;
+        let mut sign = bed.process(stranger, variable, inside)?;
         clean(&force)?.expect_line(REFUSED, &[words, "what may live is not touched"]);
         ensure!(sign.process().alive() && bed.runs(&container)?, "{words}");
         sign.kill()?;
     }
     ensure!(
-        !bed.cgroups(STRANGER).is_empty(),
+        !bed.cgroups(stranger).is_empty(),
         "its cgroups were touched"
     );
 
     let said = clean(&force)?;
     let done = cleaning(said.expect(0))?;
     assert_eq!(done["closed"]["result"], "clean", "{done:#}");
-    bed.assert_clean(STRANGER, &container)?;
-    assert_eq!(origin(&bed.scratch, STRANGER)?, "forced");
+    bed.assert_clean(stranger, &container)?;
+    assert_eq!(origin(&bed.scratch, stranger)?, "forced");
 
     if let Some(watcher) = watcher {
         // The word was about what was there then.
-        let late = bed.container(STRANGER, OBEDIENT)?;
-        watcher.wait_message_of(STRANGER, "unknown run: left alone")?;
+        let late = bed.container(stranger, OBEDIENT)?;
+        watcher.wait_message_of(stranger, "unknown run: left alone")?;
         clean(&[])?.expect_line(REFUSED, &["no configured agent has a record"]);
         ensure!(bed.runs(&late)?, "a late container was stopped");
     }
@@ -373,20 +377,21 @@ fn a_stranger_alone() -> Result<()> {
 #[test]
 fn a_stranger_that_comes_to_life() -> Result<()> {
     let bed = Bed::start("cleanrevived")?;
-    let container = bed.container(STRANGER, IGNORING_TERM)?;
+    let stranger = &*bed.stranger;
+    let container = bed.container(stranger, IGNORING_TERM)?;
     let watcher = bed.watch(&ONCE.replace("\"2s\"", "\"10m\""))?;
-    let order = json!({"containers": [STRANGER], "force_unknown": true});
+    let order = json!({"containers": [stranger], "force_unknown": true});
     let answer = http::post(&bed.scratch, "/v1/clean", &order)?;
     ensure!(answer.contains("looking"), "{answer}");
     wait_json(&bed.scratch, &["status"], "Docker to be asked", |status| {
         status["cases"][0]["step"] == "wait_docker"
     })?;
-    let sandbox = format!("/elsewhere/runs/{STRANGER}");
-    let mut sign = bed.process(STRANGER, ("MESOS_DIRECTORY", &sandbox), false)?;
-    let case = watcher.wait_case(STRANGER)?;
+    let sandbox = format!("/elsewhere/runs/{stranger}");
+    let mut sign = bed.process(stranger, ("MESOS_DIRECTORY", &sandbox), false)?;
+    let case = watcher.wait_case(stranger)?;
     assert_eq!(case["result"], "dismissed", "{case}");
     ensure!(bed.runs(&container)?, "it was killed");
-    ensure!(!bed.cgroups(STRANGER).is_empty(), "its cgroups are gone");
+    ensure!(!bed.cgroups(stranger).is_empty(), "its cgroups are gone");
     sign.kill()?;
     Ok(())
 }
@@ -395,14 +400,15 @@ fn a_stranger_that_comes_to_life() -> Result<()> {
 #[test]
 fn a_stranger_that_comes_to_life_at_once() -> Result<()> {
     let bed = Bed::start("cleanawake")?;
-    let container = bed.container(STRANGER, OBEDIENT)?;
+    let stranger = &*bed.stranger;
+    let container = bed.container(stranger, OBEDIENT)?;
     let watcher = bed.watch(ONCE)?;
-    let order = json!({"containers": [STRANGER], "force_unknown": true});
+    let order = json!({"containers": [stranger], "force_unknown": true});
     let answer = http::post(&bed.scratch, "/v1/clean", &order)?;
     ensure!(answer.contains("looking"), "{answer}");
-    let sandbox = format!("/elsewhere/runs/{STRANGER}");
-    let mut sign = bed.process(STRANGER, ("MESOS_SANDBOX", &sandbox), false)?;
-    let case = watcher.wait_case(STRANGER)?;
+    let sandbox = format!("/elsewhere/runs/{stranger}");
+    let mut sign = bed.process(stranger, ("MESOS_SANDBOX", &sandbox), false)?;
+    let case = watcher.wait_case(stranger)?;
     assert_eq!(case["result"], "dismissed", "{case}");
     assert_eq!(case["endings"], "1 would_stop", "{case}");
     ensure!(bed.runs(&container)?, "it was stopped");
@@ -603,14 +609,14 @@ fn bad_orders() -> Result<()> {
         (json!({}), "4"),
         (json!({"containers": []}), "4"),
         (json!({"containers": ["web"]}), "4"),
-        (json!({"containers": [STRANGER], "surely": true}), "4"),
+        (json!({"containers": [&many[0]], "surely": true}), "4"),
         (json!({"containers": many}), "4"),
         (
-            json!({"containers": [STRANGER, &many[1]], "force_unknown": true}),
+            json!({"containers": [&many[0], &many[1]], "force_unknown": true}),
             "4",
         ),
         // It observes.
-        (json!({"containers": [STRANGER]}), "409"),
+        (json!({"containers": [&many[0]]}), "409"),
     ] {
         let answer = http::post(scratch, "/v1/clean", &order)?;
         ensure!(

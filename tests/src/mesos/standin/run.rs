@@ -14,7 +14,7 @@ use super::layout::{
 };
 use super::{StandInAgent, control};
 use crate::process::Process;
-use crate::wait;
+use crate::{random, wait};
 
 const EXECUTOR: Duration = Duration::from_secs(30);
 
@@ -34,7 +34,7 @@ pub struct StandInRun {
 
 impl StandInRun {
     pub(super) fn prepare(agent: &StandInAgent, executor_id: &str) -> Result<Self> {
-        let container_id = random_uuid()?;
+        let container_id = random::uuid()?;
         let layout = agent.layout.clone();
         let below = |top: PathBuf| {
             top.join(format!(
@@ -239,9 +239,4 @@ impl StandInRun {
             self.mark.0: self.mark.1,
         })
     }
-}
-
-fn random_uuid() -> Result<String> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("a new UUID")?;
-    Ok(text.trim_end().to_owned())
 }
