@@ -315,7 +315,7 @@ fn stranger(name: &str, by_daemon: bool) -> Result<()> {
         bed.configure(ENFORCE)?;
         None
     };
-    let clean = |flags: &[&str]| bed.say(&[&["clean", "857fd7a0", "--yes"], flags].concat());
+    let clean = |flags: &[&str]| bed.say(&[&["clean", &stranger[..8], "--yes"], flags].concat());
     let force = ["--force-unknown", "--output", "json"];
     clean(&[])?.expect_line(
         REFUSED,
