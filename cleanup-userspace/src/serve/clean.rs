@@ -59,7 +59,7 @@ pub(super) async fn post_clean(
     let runs = runs(&request).map_err(Refusal::BadOrder)?;
     if app.host.config().mode == Mode::Observe {
         return Err(Refusal::InTheWay(
-            "its mode is \"observe\", which changes nothing: set mode = \"enforce\" in its configuration and restart it",
+            "its mode is \"observe\", which changes nothing: set mode = \"enforce\" in its configuration and reload it",
         ));
     }
     let forced = request.force_unknown;

@@ -440,7 +440,7 @@ fn what_is_in_the_way() -> Result<()> {
     bed.say(&["release"])?.expect(0);
 
     let watcher = bed.watch("mode = \"observe\"")?;
-    clean()?.expect_line(REFUSED, &["the daemon's mode is \"observe\"", "restart it"]);
+    clean()?.expect_line(REFUSED, &["the daemon's mode is \"observe\"", "reload it"]);
     let order = json!({"containers": [id]});
     let answer = http::post(&bed.scratch, "/v1/clean", &order)?;
     ensure!(answer.starts_with("HTTP/1.1 409 "), "{answer}");

@@ -176,7 +176,7 @@ impl ByHand {
                 }
             )),
             _ if plans.mode == Mode::Observe => Some(if plans.by_daemon {
-                "the daemon's mode is \"observe\", which changes nothing: set mode = \"enforce\" in its configuration and restart it; \
+                "the daemon's mode is \"observe\", which changes nothing: set mode = \"enforce\" in its configuration and reload it; \
                  or stop it, and give this command --mode enforce"
                     .to_owned()
             } else {
