@@ -23,6 +23,12 @@ use crate::{log, mounts, wait};
 /// The image that [`Dockerd::import_busybox`] makes.
 pub const IMAGE: &str = "pod:test";
 
+/// The script of a container that exits at SIGTERM. The shell, not `sleep`, is its
+/// first process, and has no default action for signals.
+pub const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
+/// Of one that has to be killed.
+pub const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
+
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
 const CLIENT: Duration = Duration::from_secs(60);
@@ -90,6 +96,24 @@ impl Dockerd {
         let mut command = Command::new(system_program(program));
         command.env("DOCKER_HOST", self.host());
         command
+    }
+
+    /// Starts a container of [`IMAGE`] that runs a shell script, with more options of
+    /// `docker run`. Returns its id.
+    pub fn run(&self, options: &[&str], script: &str) -> Result<String> {
+        let run = ["run", "--detach", "--network=none"];
+        self.docker(&[&run[..], options, &[IMAGE, "sh", "-c", script]].concat())
+    }
+
+    /// [`Self::run`] beneath a cgroup.
+    pub fn run_beneath(
+        &self,
+        cgroup_parent: &str,
+        options: &[&str],
+        script: &str,
+    ) -> Result<String> {
+        let parent = format!("--cgroup-parent={cgroup_parent}");
+        self.run(&[&[&*parent], options].concat(), script)
     }
 
     /// Runs `docker …` and returns its output without the last line's end.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, IMAGE, OBEDIENT};
 use cleanup_tests::host::{ENFORCE, Host, RunningPod};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
@@ -105,16 +105,7 @@ fn fill(sandbox: &Path, neighbour: &Path) -> Result<()> {
 /// else.
 fn run_with_files_in(docker: &Dockerd, directory: &str) -> Result<String> {
     let label = format!("--label=com.docker.compose.project.working_dir={directory}");
-    docker.docker(&[
-        "run",
-        "--detach",
-        "--network=none",
-        &label,
-        IMAGE,
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; sleep 86400 & wait $!",
-    ])
+    docker.run(&[&label], OBEDIENT)
 }
 
 #[test]

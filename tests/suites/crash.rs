@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::command;
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, OBEDIENT};
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
 use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
@@ -35,7 +35,6 @@ const LANES: usize = 3;
 const OPTIONS: &str = "mode = \"enforce\"\ngrace = \"1s\"\nsettle = \"200ms\"\nagent_deadline = \"1s\"\n\
                        docker_fallback = \"cgroup-kill\"\ndocker_deadline = \"1s\"\nmax_inferred_stops = 0";
 const EXCLUDE: &str = "[[exclude]]\nexecutor = \"left-alone\"\n";
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
 /// An executor that leaves a child behind in its cgroup.
 const WITH_A_CHILD: [&str; 3] = ["sh", "-c", "sleep 86400 & exec sleep 86400"];
 
@@ -321,11 +320,8 @@ impl Bed {
     }
 
     fn start_container(&self, run: &StandInRun, options: &[&str]) -> Result<String> {
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let mut arguments = vec!["run", "--detach", "--network=none", &parent];
-        arguments.extend(options);
-        arguments.extend([IMAGE, "sh", "-c", OBEDIENT]);
-        self.docker.docker(&arguments)
+        self.docker
+            .run_beneath(&run.cgroup_parent(), options, OBEDIENT)
     }
 
     fn wait_stopped(&self, id: &str) -> Result<()> {

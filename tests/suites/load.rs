@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::IMAGE;
+use cleanup_tests::docker::OBEDIENT;
 use cleanup_tests::host::Host;
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
@@ -40,19 +40,7 @@ fn start_pod(host: &Host, executor: &ExecutorView) -> Result<Vec<String>> {
     let ties = [&beneath, &beneath, &files];
     assert_eq!(ties.len(), CONTAINERS);
     ties.iter()
-        .map(|tie| {
-            let script = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-            host.docker.docker(&[
-                "run",
-                "-d",
-                "--network=none",
-                tie,
-                IMAGE,
-                "sh",
-                "-c",
-                script,
-            ])
-        })
+        .map(|tie| host.docker.run(&[tie], OBEDIENT))
         .collect()
 }
 

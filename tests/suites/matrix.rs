@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::Dockerd;
+use cleanup_tests::docker::{Dockerd, OBEDIENT};
 use cleanup_tests::host::{ENFORCE, Host, Probe};
 use cleanup_tests::mesos::agent::{Agent, AgentOptions, Registry};
 use cleanup_tests::mesos::executors::ExecutorView;
@@ -30,15 +30,7 @@ cleanup_tests::under_each_probe! {
 
 /// A container that is nobody's pod by its cgroup: labels only.
 fn run_labelled(docker: &Dockerd, options: &[&str]) -> Result<String> {
-    let mut arguments = vec!["run", "-d", "--network=none"];
-    arguments.extend(options);
-    arguments.extend([
-        "pod:test",
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; sleep 86400 & wait $!",
-    ]);
-    Ok(docker.docker(&arguments)?.trim().to_owned())
+    docker.run(options, OBEDIENT)
 }
 
 fn stays_running(docker: &Dockerd, id: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{ENFORCE, Host};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
@@ -99,18 +99,7 @@ impl Bed {
     }
 
     fn start_container(&self, run: &StandInRun, script: &str) -> Result<String> {
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let id = self.docker.docker(&[
-            "run",
-            "--detach",
-            "--network=none",
-            &parent,
-            IMAGE,
-            "sh",
-            "-c",
-            script,
-        ])?;
-        Ok(id.trim().to_owned())
+        self.docker.run_beneath(&run.cgroup_parent(), &[], script)
     }
 
     fn runs(&self, id: &str) -> Result<bool> {

@@ -8,17 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::spec::ExecutorSpec;
 use crate::bins;
-use crate::docker::{Dockerd, IMAGE};
+use crate::docker::{Dockerd, IGNORING_TERM, IMAGE, OBEDIENT};
 use crate::scratch::Scratch;
 
 /// Tells `pod-executor` the first part of its containers' cgroup parent. dce-go
 /// has `mesos` built in; tests have roots of their own.
 pub const ROOT_VARIABLE: &str = "POD_CGROUPS_ROOT";
-
-/// Exits at SIGTERM. The shell, not `sleep`, is the container's first process,
-/// and has no default action for signals.
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
 
 /// The services of one pod.
 #[derive(Debug, Clone, Default)]

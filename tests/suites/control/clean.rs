@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, IGNORING_TERM, OBEDIENT};
 use cleanup_tests::host::{ENFORCE, Host};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
@@ -19,9 +19,6 @@ use cleanup_tests::{bins, random, wait};
 use serde_json::{Value, json};
 
 use super::{Lonely, SOON, Said, http, say, wait_json};
-
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
 
 /// Looks by itself at the start only.
 const ONCE: &str =
@@ -71,10 +68,8 @@ impl Bed {
 
     /// A container of the run with this container id.
     fn container(&self, run: &str, script: &str) -> Result<String> {
-        let parent = format!("--cgroup-parent=/{}/{run}", self.scratch.name());
-        let arguments = ["run", "--detach", "--network=none", &parent, IMAGE];
-        self.docker
-            .docker(&[&arguments[..], &["sh", "-c", script]].concat())
+        let parent = format!("/{}/{run}", self.scratch.name());
+        self.docker.run_beneath(&parent, &[], script)
     }
 
     fn runs(&self, id: &str) -> Result<bool> {

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, IGNORING_TERM, OBEDIENT};
 use cleanup_tests::docker_proxy::DockerProxy;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
 use cleanup_tests::process::Process;
@@ -34,9 +34,6 @@ const SOON: Duration = Duration::from_secs(90);
 /// At work, with a Docker that is given up on soon.
 const ENFORCE: &str =
     "mode = \"enforce\"\ngrace = \"2s\"\nsettle = \"200ms\"\ndocker.timeout = \"2s\"";
-
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
 
 /// Said when an agent is past its deadline.
 const STUCK: &str = "the agent has not finished its destroy of a dead container: its cgroups stay until it does, is restarted, or is gone";
@@ -140,11 +137,8 @@ impl Bed {
     }
 
     fn start_container(&self, run: &StandInRun, options: &[&str], script: &str) -> Result<String> {
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let arguments = ["run", "--detach", "--network=none", &parent];
-        let command = [IMAGE, "sh", "-c", script];
         self.docker
-            .docker(&[&arguments[..], options, &command].concat())
+            .run_beneath(&run.cgroup_parent(), options, script)
     }
 
     fn is_running(&self, id: &str) -> Result<bool> {

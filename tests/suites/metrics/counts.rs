@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, OBEDIENT};
 use cleanup_tests::host::{ENFORCE, Host};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
@@ -126,12 +126,9 @@ impl Bed {
     /// A run with so many containers.
     fn launch(&self, containers: usize) -> Result<StandInRun> {
         let run = self.agent.launch("victim")?;
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let arguments = ["run", "--detach", "--network=none", &parent, IMAGE];
-        let script = "trap 'exit 0' TERM; sleep 86400 & wait $!";
         for _ in 0..containers {
             self.docker
-                .docker(&[&arguments[..], &["sh", "-c", script]].concat())?;
+                .run_beneath(&run.cgroup_parent(), &[], OBEDIENT)?;
         }
         Ok(run)
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, IMAGE, OBEDIENT};
 use cleanup_tests::host::ENFORCE;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
 use cleanup_tests::scratch::Scratch;
@@ -24,8 +24,6 @@ use serde_json::{Map, Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 const COMMAND: Duration = Duration::from_secs(60);
-
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
 
 /// A host without the daemon. Dropped from top to bottom.
 struct Bed {
@@ -76,11 +74,8 @@ impl Bed {
 
     /// A container of a run's pod, with more options of `docker run`.
     fn start_container(&self, run: &StandInRun, options: &[&str]) -> Result<String> {
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let arguments = ["run", "--detach", "--network=none", &parent];
-        let script = [IMAGE, "sh", "-c", OBEDIENT];
         self.docker
-            .docker(&[&arguments[..], options, &script].concat())
+            .run_beneath(&run.cgroup_parent(), options, OBEDIENT)
     }
 
     /// A container of a run's pod, as compose would label it.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::ENFORCE;
 use cleanup_tests::mesos::standin::{CgroupLayout, Destroy, StandInAgent, StandInRun};
 use cleanup_tests::process::Process;
@@ -16,9 +16,6 @@ use cleanup_tests::watcher::Watcher;
 use serde_json::Value;
 
 pub const SOON: Duration = Duration::from_secs(60);
-
-pub const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-pub const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
 
 /// At work, and in no hurry to end what ignores its stop signal.
 pub const PATIENT: &str = "mode = \"enforce\"\ngrace = \"10m\"\nsettle = \"200ms\"";
@@ -73,10 +70,7 @@ impl Bed {
 
     /// A container of a run's pod.
     pub fn start_container(&self, run: &StandInRun, script: &str) -> Result<String> {
-        let parent = format!("--cgroup-parent={}", run.cgroup_parent());
-        let arguments = ["run", "--detach", "--network=none", &parent, IMAGE];
-        self.docker
-            .docker(&[&arguments[..], &["sh", "-c", script]].concat())
+        self.docker.run_beneath(&run.cgroup_parent(), &[], script)
     }
 
     /// A pod with a container for each script.

@@ -6,10 +6,11 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use cleanup_tests::docker::OBEDIENT;
 use cleanup_tests::mesos::standin::StandInRun;
 use cleanup_tests::service::Service;
 
-use crate::bed::{Bed, OBEDIENT, SOON};
+use crate::bed::{Bed, SOON};
 
 const IN_THE_WAY: &str = "cgroups of a dead run are not empty, though Docker says that nothing runs there: \
                           look at cgroup.procs beneath them";

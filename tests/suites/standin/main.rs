@@ -9,11 +9,12 @@ mod races;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use cleanup_tests::docker::{IGNORING_TERM, OBEDIENT};
 use cleanup_tests::host::Probe;
 use cleanup_tests::mesos::standin::{CgroupLayout, Step};
 use cleanup_tests::wait;
 
-use bed::{Bed, IGNORING_TERM, OBEDIENT, PATIENT, SOON, STUCK};
+use bed::{Bed, PATIENT, SOON, STUCK};
 
 cleanup_tests::under_each_probe! {
     v2_leaf_layout,

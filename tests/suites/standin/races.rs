@@ -5,11 +5,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use cleanup_tests::docker::OBEDIENT;
 use cleanup_tests::mesos::standin::{StandInRun, Step};
 use cleanup_tests::wait;
 use rustix::process::Signal;
 
-use crate::bed::{Bed, MISSED, OBEDIENT, ORPHANED, SOON};
+use crate::bed::{Bed, MISSED, ORPHANED, SOON};
 
 /// The agent and the daemon remove the same directories at the same time: what
 /// Docker made, while the agent's destroy runs, and everything, as when an agent is

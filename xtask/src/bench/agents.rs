@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use cleanup_tests::docker::{Dockerd, IMAGE};
+use cleanup_tests::docker::{Dockerd, OBEDIENT};
 use cleanup_tests::host::Host;
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
@@ -168,16 +168,9 @@ impl StandIn {
 
     fn launch(&self, executor_id: &str) -> Result<Target> {
         let run = self.agent.launch(executor_id)?;
-        let docker_id = self.docker.docker(&[
-            "run",
-            "--detach",
-            "--network=none",
-            &format!("--cgroup-parent={}", run.cgroup_parent()),
-            IMAGE,
-            "sh",
-            "-c",
-            "trap 'exit 0' TERM; sleep 86400 & wait $!",
-        ])?;
+        let docker_id = self
+            .docker
+            .run_beneath(&run.cgroup_parent(), &[], OBEDIENT)?;
         let target = Target {
             container_id: run.container_id().to_owned(),
             executor: run.executor()?,

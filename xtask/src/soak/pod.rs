@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cleanup_tests::cgroups::CgroupRoot;
 use cleanup_tests::docker::api::NewContainer;
+use cleanup_tests::docker::{IGNORING_TERM, OBEDIENT};
 use cleanup_tests::host::Host;
 use cleanup_tests::mesos::executors::ExecutorView;
 use cleanup_tests::mesos::pod;
@@ -22,8 +23,6 @@ const STARTERS: usize = 4;
 /// more.
 const MEM_MB: u32 = 64;
 
-const OBEDIENT: &str = "trap 'exit 0' TERM; sleep 86400 & wait $!";
-const IGNORING_TERM: &str = "trap '' TERM; exec sleep 86400";
 const RESTART: &[&str] = &["", "", "always", "unless-stopped", "on-failure"];
 
 /// A pod to be.
