@@ -152,25 +152,20 @@ impl Lists {
 /// answer for is said so once.
 async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerError> {
     let mark = index.mark();
-    let mut ids = docker.list_running().await?;
-    for hollow in index.hollow_of(&ids) {
-        match docker.inspect(&hollow).await {
-            Ok(Some((_, state))) if state.has_process => {}
-            Err(error @ DockerError::Unreachable { .. }) => return Err(error),
-            Ok(_) | Err(_) => ids.retain(|id| *id != hollow),
-        }
-    }
+    let ids = docker.list_running().await?;
     index.replace_running(&ids, mark);
     let looks = ids.into_iter().map(|id| async move {
-        let info = match index.get(&id) {
+        let info = match index.get(&id).filter(|_| !index.is_hollow(&id)) {
             Some(info) => Some(info),
             None if index.is_hung(&id) => None,
             None => look(docker, index, id.clone(), false).await?,
         };
-        Ok(Listed { id, info })
+        // Of a hollow one Docker's word for running is not enough.
+        Ok((!index.is_hollow(&id)).then_some(Listed { id, info }))
     });
     futures_util::stream::iter(looks)
         .buffer_unordered(INSPECTS)
+        .try_filter_map(|listed| async { Ok(listed) })
         .try_collect()
         .await
 }
@@ -186,7 +181,8 @@ async fn look(
     match docker.inspect(&id).await {
         Ok(Some((info, state))) => {
             let info = Arc::new(info);
-            index.insert(Arc::clone(&info), state.running || started);
+            let runs = started || state.has_process || state.running && !index.is_hollow(&id);
+            index.insert(Arc::clone(&info), runs);
             Ok(Some(info))
         }
         Ok(None) => {

@@ -37,9 +37,9 @@ impl Index {
         let change = inner.changes;
         if running {
             inner.running.insert(info.id.clone(), change);
+            inner.hollow.remove(&info.id);
         }
         inner.hung.remove(&info.id);
-        inner.hollow.remove(&info.id);
         inner.known.insert(info.id.clone(), info);
     }
 
@@ -72,11 +72,8 @@ impl Index {
         inner.hollow.insert(id.to_owned());
     }
 
-    /// Those of these containers that were found hollow; others are not any more.
-    pub fn hollow_of(&self, listed: &[String]) -> Vec<String> {
-        let mut inner = self.lock();
-        inner.hollow.retain(|id| listed.contains(id));
-        inner.hollow.iter().cloned().collect()
+    pub fn is_hollow(&self, id: &str) -> bool {
+        self.lock().hollow.contains(id)
     }
 
     /// Now, for [`replace_running`](Self::replace_running).
@@ -91,8 +88,11 @@ impl Index {
         inner
             .running
             .retain(|id, change| *change > mark.0 || ids.contains(id));
+        inner.hollow.retain(|id| ids.contains(id));
         for id in ids {
-            inner.running.entry(id.clone()).or_insert(mark.0);
+            if !inner.hollow.contains(id) {
+                inner.running.entry(id.clone()).or_insert(mark.0);
+            }
         }
         let Inner {
             known,
@@ -173,15 +173,23 @@ mod tests {
     fn a_hollow_container_has_ended_until_it_starts_or_is_no_more_listed() {
         let index = Index::default();
         let listed = ["a".to_owned(), "b".to_owned()];
+        let list = |ids: &[String]| index.replace_running(ids, index.mark());
         index.insert(container("a"), true);
         index.is_found_hollow("a");
         assert!(!index.runs("a"));
-        assert_eq!(index.hollow_of(&listed), ["a"]);
+        list(&listed);
+        assert!(index.is_hollow("a") && !index.runs("a") && index.runs("b"));
+        // Looked at again, and found as it was.
+        index.insert(container("a"), false);
+        assert!(index.is_hollow("a") && !index.runs("a"));
         index.insert(container("a"), true);
+        assert!(!index.is_hollow("a") && index.runs("a"));
+        list(&listed);
         assert!(index.runs("a"));
-        assert!(index.hollow_of(&listed).is_empty());
         index.is_found_hollow("a");
-        assert!(index.hollow_of(&listed[1..]).is_empty());
-        assert!(index.hollow_of(&listed).is_empty());
+        list(&listed[1..]);
+        assert!(!index.is_hollow("a"));
+        list(&listed);
+        assert!(index.runs("a"));
     }
 }
