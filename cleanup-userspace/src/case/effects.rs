@@ -141,13 +141,12 @@ pub fn begin_removal(
             let free = state == AgentState::Absent
                 || host.config().teardown == Teardown::Immediate
                 || !agent.runtime.owns(run.container).unwrap_or(true);
-            let mut removed = 0;
             // Some time has passed since the look that led here.
             if death.origin.proof() == Proof::Word && shows_life(&host, &run)?.is_some() {
                 return Ok(0);
             }
             // One hierarchy that fails keeps no other from being cleaned.
-            let mut failure = None;
+            let (mut removed, mut failure) = (0, None);
             for cgroup in cgroups_of(&host.hierarchies, &agent.dirs, run.container)? {
                 let own = owner_of(&cgroup, &run, &death);
                 for below in cgroup.tree()? {

@@ -49,7 +49,7 @@ async fn is_inhabited(id: &str) -> bool {
     });
     found.await.unwrap_or_else(|error| {
         tracing::warn!(
-            container = id,
+            docker_id = id,
             error = format!("{error:#}"),
             "taken for running"
         );
