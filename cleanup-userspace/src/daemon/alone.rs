@@ -4,14 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-
 use super::learn::learn_agent;
-use super::{NO_AGENT, configured_or_running, launcher_hierarchy, preflight};
+use super::place::Place;
+use super::{agents_now, preflight};
 use crate::case::Host;
-use crate::cgroup::Hierarchies;
 use crate::config::Config;
-use crate::docker::Docker;
 use crate::journal::Journal;
 use crate::mesos::AgentState;
 use crate::reconcile::survey;
@@ -30,22 +27,9 @@ pub async fn plan_alone(
     forced: bool,
 ) -> anyhow::Result<api::Plans> {
     preflight::check()?;
-    let hierarchies = Hierarchies::discover()?;
-    let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
-    let agents = configured_or_running(&config).await;
-    if agents.is_empty() {
-        bail!(NO_AGENT);
-    }
-    let journal = Journal::disabled();
-    let host = Arc::new(Host::new(
-        config,
-        hierarchies,
-        launcher,
-        docker,
-        journal,
-        agents,
-    ));
+    let place = Place::of(&config)?;
+    let agents = agents_now(&config).await?;
+    let host = place.host(config, Journal::disabled(), agents);
     // First: the survey looks at what runs, too.
     let listed = list(&host).await;
     let work = Arc::clone(&host);

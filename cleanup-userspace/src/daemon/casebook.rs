@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::timeout_at;
 
 use super::core::Message;
 use crate::case::{
@@ -395,6 +396,24 @@ impl Casebook {
                 | CaseResult::HandedOver => false,
             },
             None => false,
+        }
+    }
+
+    /// Ends the cases that are open without beginning anything new, within the
+    /// configured deadline. All other messages of the loop come to nothing.
+    pub async fn hand_over(&mut self, messages: &mut UnboundedReceiver<Message>) {
+        self.tell_all(|| CaseMessage::HandOver);
+        let deadline = tokio::time::Instant::now() + self.host.config().shutdown_deadline;
+        while self.open_cases() > 0 {
+            match timeout_at(deadline, messages.recv()).await {
+                Ok(Some(Message::Closed(record))) => self.close(*record),
+                Ok(Some(Message::Panicked(container))) => {
+                    tracing::error!(%container, "the task of a case panicked; the next start finds the run again");
+                    self.forget(container);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
 use super::agents::follow_agent;
 use super::casebook::Casebook;
@@ -286,23 +286,11 @@ impl Core {
                 self.begin_survey(Duration::ZERO);
             }
             Message::Surveyed(survey) => self.on_survey(&survey),
-            Message::Closed(record) => self.on_closed(*record),
+            Message::Closed(record) => self.orders.on_closed(*record, &mut self.casebook),
             Message::Due(container) => self.casebook.reopen_if_due(container),
             Message::Panicked(container) => {
-                self.casebook.panicked(container);
-                if !self.casebook.is_open(container) {
-                    self.orders.on_given_up(container);
-                }
+                self.orders.on_panicked(container, &mut self.casebook);
             }
-        }
-    }
-
-    fn on_closed(&mut self, record: Record) {
-        self.orders.on_closed(&record);
-        let container = record.run.container;
-        self.casebook.close(record);
-        if self.casebook.is_open(container) {
-            self.orders.on_reopened(container);
         }
     }
 
@@ -436,19 +424,7 @@ impl Core {
         for record in &last {
             self.guarded(|core| core.on_exit(record));
         }
-        self.casebook.tell_all(|| CaseMessage::HandOver);
-        let deadline = Instant::now() + self.host.config().shutdown_deadline;
-        while self.casebook.open_cases() > 0 {
-            match timeout_at(deadline, self.messages.recv()).await {
-                Ok(Some(Message::Closed(record))) => self.casebook.close(*record),
-                Ok(Some(Message::Panicked(container))) => {
-                    tracing::error!(%container, "the task of a case panicked; the next start finds the run again");
-                    self.casebook.forget(container);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
-            }
-        }
+        self.casebook.hand_over(&mut self.messages).await;
         if !self.host.journal.close(JOURNAL_DEADLINE).await {
             tracing::warn!("the last records did not get into the journal");
         }

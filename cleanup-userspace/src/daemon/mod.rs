@@ -12,6 +12,7 @@ mod exits;
 mod learn;
 mod memory;
 mod orders;
+mod place;
 pub(crate) mod preflight;
 mod privileges;
 mod reload;
@@ -23,28 +24,24 @@ mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
 use self::core::Core;
+use self::place::Place;
 use self::reload::{Reread, Source};
 use self::supervisor::Supervisor;
 use self::turn::Turn;
-use crate::case::Host;
-use crate::cgroup::{Hierarchies, Hierarchy};
-use crate::config::{Config, Layout, Mode};
-use crate::docker::Docker;
+use crate::config::{Config, Mode};
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
 use crate::metrics::{self, Metrics};
 use crate::probe::{self, ProbeOptions, RootSpec};
 use crate::run_dir::RunLock;
 use crate::serve::{Inquiries, Server};
-
-const NO_AGENT: &str = "no agent is configured and no mesos-agent runs: name its directories in [[agents]] of the configuration (--config)";
 
 /// How often to look for an agent while none is known.
 const DISCOVERY: Duration = Duration::from_secs(5);
@@ -102,9 +99,7 @@ async fn prepare(
     if let Some(address) = config.metrics.listen {
         tokio::spawn(metrics::serve(address, metrics.clone()));
     }
-    let hierarchies = Hierarchies::discover()?;
-    let (launcher, layout) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?.counted_by(metrics);
+    let place = Place::of(&config)?.counted_by(metrics);
 
     // Whether an agent ever comes is not the service manager's concern.
     let waits = || supervisor.ready("no agent is configured and none runs: waiting for one");
@@ -122,8 +117,8 @@ async fn prepare(
     let mut roots: Vec<RootSpec> = Vec::new();
     for agent in &agents {
         let spec = RootSpec {
-            path: launcher.root(&agent.cgroups_root),
-            layout,
+            path: place.launcher.root(&agent.cgroups_root),
+            layout: place.layout,
         };
         if !roots.contains(&spec) {
             roots.push(spec);
@@ -152,14 +147,7 @@ async fn prepare(
     };
     let mode = config.mode;
     let (journal, unfinished) = open_journal(&config).await?;
-    let host = Arc::new(Host::new(
-        config,
-        hierarchies,
-        launcher,
-        docker,
-        journal,
-        agents,
-    ));
+    let host = place.host(config, journal, agents);
     if mode == Mode::Observe {
         tracing::info!(
             "mode is observe: nothing will be stopped or removed; set mode = \"enforce\" to clean up"
@@ -186,33 +174,6 @@ async fn open_journal(config: &Config) -> anyhow::Result<(Journal, Vec<Unfinishe
     Ok(tokio::task::spawn_blocking(|| Journal::open(settings)).await?)
 }
 
-/// Where the launcher puts containers, and how.
-fn launcher_hierarchy(
-    hierarchies: &Hierarchies,
-    layout: Layout,
-) -> anyhow::Result<(Hierarchy, probe::Layout)> {
-    let freezer = || {
-        hierarchies
-            .freezer()
-            .map(|h| (h.clone(), probe::Layout::V1))
-    };
-    let unified = || {
-        hierarchies
-            .unified()
-            .map(|h| (h.clone(), probe::Layout::V2))
-    };
-    let found = match layout {
-        Layout::Auto => freezer().or_else(unified),
-        Layout::V1 => freezer(),
-        Layout::V2 => unified(),
-    };
-    found.with_context(|| match layout {
-        Layout::V1 => "cgroup.layout is \"v1\", but no freezer hierarchy is mounted",
-        Layout::V2 => "cgroup.layout is \"v2\", but no cgroup2 is mounted",
-        Layout::Auto => "neither a freezer hierarchy nor cgroup2 is mounted",
-    })
-}
-
 /// The configured agents, else the ones that run now.
 async fn configured_or_running(config: &Config) -> Vec<AgentDirs> {
     if !config.agents.is_empty() {
@@ -221,6 +182,16 @@ async fn configured_or_running(config: &Config) -> Vec<AgentDirs> {
     tokio::task::spawn_blocking(discover)
         .await
         .unwrap_or_default()
+}
+
+/// The same, for a command that does not wait for one.
+async fn agents_now(config: &Config) -> anyhow::Result<Vec<AgentDirs>> {
+    let found = configured_or_running(config).await;
+    ensure!(
+        !found.is_empty(),
+        "no agent is configured and no mesos-agent runs: name its directories in [[agents]] of the configuration (--config)"
+    );
+    Ok(found)
 }
 
 /// The configured agents, else the ones that run; waits for the first of those, and

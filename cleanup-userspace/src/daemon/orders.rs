@@ -123,29 +123,33 @@ impl Orders {
         }
     }
 
-    /// A late container opened its case again.
-    pub fn on_reopened(&mut self, container: ContainerId) {
-        if let Some(entry) = self.0.get_mut(&container) {
-            entry.state = Ordered::AtWork;
+    /// A case's task is done; whether it was ordered or not, it is closed.
+    pub fn on_closed(&mut self, record: Record, casebook: &mut Casebook) {
+        let container = record.run.container;
+        let closed = Ordered::Closed {
+            case: record.case,
+            result: record.result,
+            containers: record.containers.len(),
+            cgroups_removed: record.directories_removed,
+        };
+        casebook.close(record);
+        // A late container opens it again.
+        let is_open = casebook.is_open(container);
+        self.becomes(container, if is_open { Ordered::AtWork } else { closed });
+    }
+
+    /// A case's task died: it is begun again, or given up.
+    pub fn on_panicked(&mut self, container: ContainerId, casebook: &mut Casebook) {
+        casebook.panicked(container);
+        if !casebook.is_open(container) {
+            let why = "a defect ended its case; the log has more".to_owned();
+            self.becomes(container, Ordered::Refused(why));
         }
     }
 
-    /// A case was closed.
-    pub fn on_closed(&mut self, record: &Record) {
-        if let Some(entry) = self.0.get_mut(&record.run.container) {
-            entry.state = Ordered::Closed {
-                case: record.case,
-                result: record.result,
-                containers: record.containers.len(),
-                cgroups_removed: record.directories_removed,
-            };
-        }
-    }
-
-    /// A case's task died, and is not begun again.
-    pub fn on_given_up(&mut self, container: ContainerId) {
+    fn becomes(&mut self, container: ContainerId, state: Ordered) {
         if let Some(entry) = self.0.get_mut(&container) {
-            entry.state = Ordered::Refused("a defect ended its case; the log has more".to_owned());
+            entry.state = state;
         }
     }
 

@@ -4,23 +4,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::learn_living;
 use crate::case::{CaseMessage, Death, Host, Origin};
-use crate::cgroup::Hierarchies;
 use crate::config::Config;
 use crate::daemon::casebook::Casebook;
 use crate::daemon::core::{JOURNAL_DEADLINE, Message};
 use crate::daemon::orders::Orders;
+use crate::daemon::place::Place;
 use crate::daemon::surveyor::{SECOND_LOOK, Surveyor};
 use crate::daemon::turn::{CleanTurn, turn_of_clean};
-use crate::daemon::{
-    NO_AGENT, Stop, configured_or_running, launcher_hierarchy, open_journal, preflight,
-};
-use crate::docker::{Docker, DockerChange, follow_docker};
+use crate::daemon::{Stop, agents_now, open_journal, preflight};
+use crate::docker::{DockerChange, follow_docker};
 use crate::run_dir::Occupant;
 use crate::serve::{Order, api, cleanings};
 
@@ -55,22 +52,10 @@ pub async fn clean_by_hand(
         CleanTurn::Watched(occupant) => return Ok(HandOutcome::Watched(occupant)),
         CleanTurn::Busy(occupant) => return Ok(HandOutcome::Busy(occupant)),
     };
-    let hierarchies = Hierarchies::discover()?;
-    let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
-    let agents = configured_or_running(&config).await;
-    if agents.is_empty() {
-        bail!(NO_AGENT);
-    }
+    let place = Place::of(&config)?;
+    let agents = agents_now(&config).await?;
     let (journal, _) = open_journal(&config).await?;
-    let host = Arc::new(Host::new(
-        config,
-        hierarchies,
-        launcher,
-        docker,
-        journal.clone(),
-        agents,
-    ));
+    let host = place.host(config, journal.clone(), agents);
     let hand = Hand::new(host, orders);
     let done = hand.run(deadline, stop.wait(), progress).await;
     journal.close(JOURNAL_DEADLINE).await;
@@ -150,7 +135,7 @@ impl Hand {
         }
         // What was not finished is told as it was.
         let reached = self.cleanings();
-        self.hand_over().await;
+        self.casebook.hand_over(&mut self.messages).await;
         reached
     }
 
@@ -187,19 +172,9 @@ impl Hand {
                 self.orders
                     .on_survey(&survey, self.complete, &self.host, &mut self.casebook);
             }
-            Message::Closed(record) => {
-                self.orders.on_closed(&record);
-                let container = record.run.container;
-                self.casebook.close(*record);
-                if self.casebook.is_open(container) {
-                    self.orders.on_reopened(container);
-                }
-            }
+            Message::Closed(record) => self.orders.on_closed(*record, &mut self.casebook),
             Message::Panicked(container) => {
-                self.casebook.panicked(container);
-                if !self.casebook.is_open(container) {
-                    self.orders.on_given_up(container);
-                }
+                self.orders.on_panicked(container, &mut self.casebook);
             }
             // Of watching, which is not done here.
             _ => {}
@@ -222,20 +197,6 @@ impl Hand {
                 self.docker_up = false;
             }
             DockerChange::Active(info) => self.casebook.on_active(&info),
-        }
-    }
-
-    /// Ends the cases that are open without beginning anything new.
-    async fn hand_over(&mut self) {
-        self.casebook.tell_all(|| CaseMessage::HandOver);
-        let deadline = Instant::now() + self.host.config().shutdown_deadline;
-        while self.casebook.open_cases() > 0 {
-            match timeout_at(deadline, self.messages.recv()).await {
-                Ok(Some(Message::Closed(record))) => self.casebook.close(*record),
-                Ok(Some(Message::Panicked(container))) => self.casebook.forget(container),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
-            }
         }
     }
 }

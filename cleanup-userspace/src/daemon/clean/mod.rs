@@ -11,7 +11,6 @@ mod cleaner;
 mod verdict;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,12 +20,11 @@ pub use self::by_hand::{HandOutcome, clean_by_hand};
 use self::cleaner::Cleaner;
 use super::core::JOURNAL_DEADLINE;
 use super::learn::learn_agent;
+use super::place::Place;
 use super::turn::{CleanTurn, turn_of_clean};
-use super::{Stop, find_agents, launcher_hierarchy, open_journal, preflight};
+use super::{Stop, find_agents, open_journal, preflight};
 use crate::case::Host;
-use crate::cgroup::Hierarchies;
 use crate::config::Config;
-use crate::docker::Docker;
 use crate::inbox::{Inbox, Letter, wait_for_request};
 use crate::mesos::ContainerId;
 use crate::registry::Run;
@@ -99,9 +97,7 @@ pub async fn clean_from_inbox(
         tracing::info!(inbox = %path.display(), "no requests: nothing to do");
         return Ok(CleanOutcome::Done);
     }
-    let hierarchies = Hierarchies::discover()?;
-    let (launcher, _) = launcher_hierarchy(&hierarchies, config.cgroup.layout)?;
-    let docker = Docker::new(&config.docker.socket, config.docker.timeout)?;
+    let place = Place::of(&config)?;
     let agents = tokio::select! {
         agents = find_agents(&config, || ()) => agents,
         () = sleep_until(deadline) => {
@@ -111,14 +107,7 @@ pub async fn clean_from_inbox(
         () = stop.wait() => return Ok(CleanOutcome::Unfinished),
     };
     let (journal, _) = open_journal(&config).await?;
-    let host = Arc::new(Host::new(
-        config,
-        hierarchies,
-        launcher,
-        docker,
-        journal.clone(),
-        agents,
-    ));
+    let host = place.host(config, journal.clone(), agents);
     let outcome = Cleaner::new(host, inbox).run(deadline, stop.wait()).await;
     journal.close(JOURNAL_DEADLINE).await;
     Ok(outcome)
