@@ -1,10 +1,10 @@
-//! Plain-text tables for terminals, logs and the README.
+//! Tables: plain text for terminals and logs, Markdown for documents.
 
 use std::fmt;
 
 /// Columns as wide as their widest cell; the first is left-aligned, and so are
 /// those named.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
     left: Vec<usize>,
@@ -30,6 +30,26 @@ impl Table {
 
     pub(crate) fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
+    }
+
+    pub(crate) fn markdown(&self) -> String {
+        let Some((headings, rows)) = self.rows.split_first() else {
+            return String::new();
+        };
+        let line = |cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let rules = (0..headings.len()).map(|column| {
+            if self.left.contains(&column) {
+                "---|"
+            } else {
+                "---:|"
+            }
+        });
+        let mut text = line(headings) + "|" + &rules.collect::<String>() + "\n";
+        text.extend(rows.iter().map(|row| line(row)));
+        text
     }
 }
 
@@ -70,6 +90,16 @@ mod tests {
         assert_eq!(
             table.to_string(),
             "  name        ms   how\n  a         1.00   by itself\n  longer   10.00   é\n"
+        );
+    }
+
+    #[test]
+    fn markdown_keeps_the_columns() {
+        let mut table = Table::new(["name", "ms"]);
+        table.row(["a|b".into(), "1".into()]);
+        assert_eq!(
+            table.markdown(),
+            "| name | ms |\n|---|---:|\n| a\\|b | 1 |\n"
         );
     }
 }

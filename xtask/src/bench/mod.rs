@@ -2,33 +2,57 @@
 //! commands that measure them.
 
 mod agents;
+mod chart;
+mod document;
 mod hook;
 mod latency;
+mod part;
 mod reconcile;
 mod report;
 mod storm;
 mod usage;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cleanup_tests::wait;
 
-/// Measure the daemon and the hook module on this machine
+use crate::setup::Need;
+use crate::stage;
+use document::Facts;
+use part::{Goal, Part, Scale};
+
+/// Measure the daemon and the hook module on this machine, and others beside them
 ///
-/// Figures are measured, not judged: a goal is reported as met or missed, and
-/// the exit status is 0 either way. Like the demo it works beside the host's own
-/// Docker and Mesos, removes everything at the end, and needs root.
+/// Without a name of one benchmark, all of them, with a report at the end. Figures
+/// are measured, not judged: a goal is reported as met or missed, and the exit
+/// status is 0 either way; it is 1 if something could not be measured. Like the
+/// demo it works beside the host's own Docker and Mesos, removes everything at the
+/// end, and needs root. Let nothing else run meanwhile.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_long_help = "\
 Examples:
+  cargo xtask bench --report docs/performance.md
+                                               Everything, with charts beside the report
+  cargo xtask bench --quick                    Less of everything: does it work here?
   cargo xtask bench latency                    200 deaths idle, 200 under load
   cargo xtask bench latency --deaths 50 --idle-only
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
   cargo xtask bench reconcile                  A survey of a host with a long past")]
 pub(crate) struct Args {
+    /// Less of everything, in some minutes
+    #[arg(long)]
+    quick: bool,
+
+    /// Write a report to this file (Markdown), and charts into a folder beside it
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
     #[command(subcommand)]
-    bench: Bench,
+    bench: Option<Bench>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -38,10 +62,57 @@ enum Bench {
     Reconcile(reconcile::Args),
 }
 
+/// Each benchmark, in the order of the report.
+const ALL: &[(&str, fn(Scale) -> Result<Part>)] = &[];
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
-        Bench::Latency(args) => latency::run(args),
-        Bench::Hook(args) => hook::run(args),
-        Bench::Reconcile(args) => reconcile::run(args),
+        None => all(args),
+        Some(Bench::Latency(args)) => latency::run(args),
+        Some(Bench::Hook(args)) => hook::run(args),
+        Some(Bench::Reconcile(args)) => reconcile::run(args),
     }
+}
+
+fn all(args: &Args) -> Result<ExitCode> {
+    stage::prepare(Need::ALL)?;
+    stage::interruptible(|| measure_all(args))
+}
+
+fn measure_all(args: &Args) -> Result<ExitCode> {
+    let scale = if args.quick {
+        Scale::Quick
+    } else {
+        Scale::Full
+    };
+    let facts = Facts::look()?;
+    let mut parts = Vec::new();
+    let mut failed = Vec::new();
+    for (name, measure) in ALL {
+        println!("\n=== {name}");
+        match measure(scale) {
+            Ok(part) => {
+                println!("\n{part}");
+                parts.push(part);
+            }
+            Err(error) if wait::interrupted() => return Err(error),
+            Err(error) => {
+                eprintln!("error: {name}: {error:#}");
+                failed.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    println!(
+        "\nGOALS\n{}",
+        Goal::table(parts.iter().flat_map(|part| &part.goals))
+    );
+    if let Some(path) = &args.report {
+        document::write(path, &facts, scale, &parts, &failed)?;
+        println!("The report: {}", path.display());
+    }
+    Ok(if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
