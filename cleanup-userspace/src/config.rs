@@ -388,6 +388,12 @@ impl Config {
         }
     }
 
+    /// Looks again after options of the command line have taken the place of what was read.
+    pub fn check_overridden(&self) -> Result<(), ConfigError> {
+        self.validate()
+            .map_err(|(key, problem)| ConfigError::Overridden { key, problem })
+    }
+
     /// Where the hook's requests are.
     pub fn inbox_dir(&self) -> PathBuf {
         self.inbox

@@ -107,6 +107,25 @@ fn bad_configuration() -> Result<()> {
         expected.extend(words);
         assert_says(&run(watch(&["--config", file])?)?, FAILURE, &expected);
     }
+    fs::write(
+        &path,
+        "action = \"remove\"\nanonymous_volumes = \"remove\"\n",
+    )?;
+    for (options, words) in [
+        (["--grace", "2h"], ["`grace`", "at most 1h"]),
+        (
+            ["--docker-socket", "docker.sock"],
+            ["`docker.socket`", "absolute"],
+        ),
+        // Each is in order by itself.
+        (
+            ["--action", "stop"],
+            ["`anonymous_volumes`", "command line"],
+        ),
+    ] {
+        let arguments = [&["--config", file][..], &options].concat();
+        assert_says(&run(watch(&arguments)?)?, FAILURE, &words);
+    }
     fs::write(&path, b"mode = \"\xff\"")?;
     assert_says(
         &run(watch(&["--config", file])?)?,

@@ -100,6 +100,7 @@ impl Settings {
         set(&mut config.grace, grace.as_ref());
         set(&mut config.docker.socket, docker_socket.as_ref());
         set(&mut config.log_format, log_format.as_ref());
+        config.check_overridden()?;
         Ok(config)
     }
 }

@@ -20,6 +20,11 @@ pub enum ConfigError {
         /// How much else is wrong.
         more: usize,
     },
+    /// A file that is in order, with options that are not, or that do not fit it.
+    #[error(
+        "with the options of the command line, `{key}` {problem}; change the option, or leave it out"
+    )]
+    Overridden { key: String, problem: String },
 }
 
 fn and_more(more: usize) -> String {
