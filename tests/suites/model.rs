@@ -508,12 +508,16 @@ impl Ground for World {
 
     fn opened(&self, _ledger: &Ledger, _run: &Run, _death: &Death) {}
 
-    fn first_wave(&self, run: &Run) -> Vec<Found> {
+    fn indexed(&self, run: &Run) -> Vec<Found> {
         let state = self.lock();
         let pod = state.runs[&run.container].pod.iter();
         pod.filter(|id| state.containers[*id].running)
             .map(|id| found(id))
             .collect()
+    }
+
+    fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
+        self.indexed(run)
     }
 
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found> {
@@ -528,7 +532,7 @@ impl Ground for World {
         if !self.lock().docker_up {
             return Err(unreachable());
         }
-        Ok(self.first_wave(run))
+        Ok(self.indexed(run))
     }
 
     fn runs(&self, id: &str) -> bool {

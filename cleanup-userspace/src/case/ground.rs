@@ -42,8 +42,10 @@ pub trait Ground: Clone + Send + Sync + 'static {
     /// The account begins.
     fn opened(&self, ledger: &Ledger, run: &Run, death: &Death);
 
-    /// What can be known of the pod without a question.
-    fn first_wave(&self, run: &Run) -> Vec<Found>;
+    /// What is known of the pod from memory alone.
+    fn indexed(&self, run: &Run) -> Vec<Found>;
+    /// What lies beneath the run's cgroup: a look at a directory, and no question.
+    fn beneath_cgroup(&self, run: &Run) -> Vec<Found>;
     /// A container that became active: the run-exact key that joins it.
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found>;
     /// Everything that runs, joined to the run by every key.
@@ -126,8 +128,12 @@ impl Ground for Arc<Host> {
         ledger.opened(run, death, self.dirs(run.agent));
     }
 
-    fn first_wave(&self, run: &Run) -> Vec<Found> {
-        pod::first_wave(self, run)
+    fn indexed(&self, run: &Run) -> Vec<Found> {
+        pod::indexed(self, run)
+    }
+
+    fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
+        pod::beneath_cgroup(self, run)
     }
 
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found> {

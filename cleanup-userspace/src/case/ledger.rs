@@ -3,9 +3,9 @@
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::decide::{Ownership, Step};
-use super::pod::Found;
 use super::record::{Record, key_name};
 use super::{Death, Ending};
+use crate::docker::JoinKey;
 use crate::journal::{CaseId, Closing, Journal, Opening, unix_ns};
 use crate::mesos::AgentDirs;
 use crate::metrics::{CaseMeter, Metrics};
@@ -73,11 +73,8 @@ impl Ledger {
         );
     }
 
-    pub fn joined(&self, found: &[Found]) {
-        for found in found {
-            self.journal
-                .joined(self.case, &found.id, key_name(found.key));
-        }
+    pub fn joined(&self, id: &str, key: JoinKey) {
+        self.journal.joined(self.case, id, key_name(key));
     }
 
     pub fn told_by_hook(&self) {

@@ -78,23 +78,25 @@ pub fn key_of(host: &Host, run: &Run, info: &ContainerInfo) -> Option<JoinKey> {
     )
 }
 
-/// What can be known of the pod without a question: the names of the
-/// directories beneath the run's cgroup, and the index.
-pub fn first_wave(host: &Host, run: &Run) -> Vec<Found> {
-    // What Docker has not told of yet waits for the second wave, which asks.
-    let mut found: Vec<Found> = beneath(host, run)
-        .iter()
-        .filter_map(|id| host.index.get(id))
-        .map(|info| Found::of(host, &info, JoinKey::Cgroup))
-        .collect();
-    for info in host.index.running() {
-        if let Some(key) = key_of(host, run, &info)
-            && !found.iter().any(|found| found.id == info.id)
-        {
+/// What is known of the pod from memory alone.
+pub fn indexed(host: &Host, run: &Run) -> Vec<Found> {
+    let mut found = Vec::new();
+    for info in host.index.running_that_may_be_of(run.container) {
+        if let Some(key) = key_of(host, run, &info) {
             found.push(Found::of(host, &info, key));
         }
     }
     found
+}
+
+/// What the names of the directories beneath the run's cgroup add to that. What
+/// Docker has not told of yet waits for the second wave, which asks.
+pub fn beneath_cgroup(host: &Host, run: &Run) -> Vec<Found> {
+    beneath(host, run)
+        .iter()
+        .filter_map(|id| host.index.get(id))
+        .map(|info| Found::of(host, &info, JoinKey::Cgroup))
+        .collect()
 }
 
 /// Ids of the containers whose cgroups are directories of the run's.

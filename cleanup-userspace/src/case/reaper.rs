@@ -68,9 +68,11 @@ pub struct Reaper<G> {
 impl<G: Ground> Reaper<G> {
     /// Opens the case and sends the first wave of stop requests before it
     /// returns: no question to Docker, no disk, no lock that another case holds.
+    /// What memory knows of the pod goes first; the look into the run's cgroup, which
+    /// takes as long as all before it, comes after that.
     pub fn open(ground: G, run: Run, death: Death) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
         let (sender, inbox) = mpsc::unbounded_channel();
-        let found = ground.first_wave(&run);
+        let indexed = ground.indexed(&run);
         let now = ground.now_ns();
         let ledger = ground.ledger();
         let container = run.container;
@@ -88,28 +90,40 @@ impl<G: Ground> Reaper<G> {
             pause: FIRST_PAUSE,
             search_due: 0,
         };
-        let found = reaper.state.join(found);
         // With nothing but the operator's word, a look has to come first.
         let may_begin = reaper.state.record.death.origin.proof() != Proof::Word
             && reaper.ground.mode() == Mode::Enforce
-            && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false)
-            && !reaper.is_held();
-        if may_begin && !found.is_empty() {
-            crash::point(Step::Stop, crash::Moment::Before);
-            reaper.stop();
-            crash::point(Step::Stop, crash::Moment::After);
-        }
+            && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false);
+        let mut asked = reaper.first_wave(indexed, may_begin);
+        let beneath = reaper.ground.beneath_cgroup(&reaper.state.record.run);
+        reaper.state.trust(&beneath);
+        asked |= reaper.first_wave(beneath, may_begin);
         // Only now: nothing is written down on the way of the first request.
         let record = &reaper.state.record;
         reaper
             .ground
             .opened(&reaper.ledger, &record.run, &record.death);
-        reaper.ledger.joined(&found);
-        if may_begin && !found.is_empty() {
+        for (id, container) in &record.containers {
+            reaper.ledger.joined(id, container.key);
+        }
+        if asked {
             reaper.ledger.step(Step::Stop);
             reaper.ledger.outcome("asked", None);
         }
         (reaper, sender)
+    }
+
+    /// Joins what was found, and asks for its end if the case may begin. Returns whether
+    /// it did.
+    fn first_wave(&mut self, found: Vec<Found>, may_begin: bool) -> bool {
+        let new = self.state.join(found);
+        let asks = may_begin && !new.is_empty() && !self.is_held();
+        if asks {
+            crash::point(Step::Stop, crash::Moment::Before);
+            self.stop();
+            crash::point(Step::Stop, crash::Moment::After);
+        }
+        asks
     }
 
     /// For those who want to see what the case is at.
@@ -323,8 +337,9 @@ impl<G: Ground> Reaper<G> {
     }
 
     fn join(&mut self, found: Vec<Found>) {
-        let new = self.state.join(found);
-        self.ledger.joined(&new);
+        for found in self.state.join(found) {
+            self.ledger.joined(&found.id, found.key);
+        }
     }
 
     /// Removes what may be removed.

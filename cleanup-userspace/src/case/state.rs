@@ -187,6 +187,15 @@ impl CaseState {
         new
     }
 
+    /// A better key than the one that joined a container takes its place.
+    pub fn trust(&mut self, found: &[Found]) {
+        for Found { id, key, .. } in found {
+            if let Some(container) = self.record.containers.get_mut(id) {
+                container.key = container.key.min(*key);
+            }
+        }
+    }
+
     /// Kept containers that do not run any more.
     pub fn kept_ended(&mut self, runs: impl Fn(&str) -> bool, now: u64) {
         for (id, container) in &mut self.record.containers {

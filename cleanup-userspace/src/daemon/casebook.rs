@@ -206,7 +206,7 @@ impl Casebook {
             && self
                 .host
                 .index
-                .running()
+                .running_that_may_be_of(container)
                 .iter()
                 .any(|info| key_of(&self.host, &run, info).is_some());
         if late {

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ContainerInfo;
+use super::{Candidate, ContainerInfo, candidate};
+use crate::mesos::ContainerId;
 
 /// How long a container whose inspect hangs is not asked for again.
 const HUNG: Duration = Duration::from_secs(60);
@@ -18,6 +19,10 @@ pub struct Index(Arc<Mutex<Inner>>);
 struct Inner {
     /// Facts that never change, by id, of every container that may run.
     known: HashMap<String, Arc<ContainerInfo>>,
+    /// Ids of the known ones, by the runs that they may be joined to.
+    by_run: HashMap<ContainerId, HashSet<String>>,
+    /// Those that may be joined to any.
+    by_any_run: HashSet<String>,
     /// Those that run, with the change that told.
     running: HashMap<String, u64>,
     changes: u64,
@@ -40,7 +45,8 @@ impl Index {
             inner.hollow.remove(&info.id);
         }
         inner.hung.remove(&info.id);
-        inner.known.insert(info.id.clone(), info);
+        inner.forget(&info.id.clone());
+        inner.learn(info);
     }
 
     pub fn get(&self, id: &str) -> Option<Arc<ContainerInfo>> {
@@ -59,7 +65,7 @@ impl Index {
     pub fn removed(&self, id: &str) {
         let mut inner = self.lock();
         inner.running.remove(id);
-        inner.known.remove(id);
+        inner.forget(id);
         inner.hung.remove(id);
         inner.hollow.remove(id);
     }
@@ -84,23 +90,27 @@ impl Index {
     /// Takes over what Docker listed when it was asked at `mark`, and forgets
     /// what does not run (any more). What came after the question stays.
     pub fn replace_running(&self, ids: &[String], mark: Mark) {
+        let listed: HashSet<&String> = ids.iter().collect();
         let mut inner = self.lock();
         inner
             .running
-            .retain(|id, change| *change > mark.0 || ids.contains(id));
-        inner.hollow.retain(|id| ids.contains(id));
+            .retain(|id, change| *change > mark.0 || listed.contains(id));
+        inner.hollow.retain(|id| listed.contains(id));
         for id in ids {
             if !inner.hollow.contains(id) {
                 inner.running.entry(id.clone()).or_insert(mark.0);
             }
         }
-        let Inner {
-            known,
-            running,
-            hung,
-            ..
-        } = &mut *inner;
-        known.retain(|id, _| running.contains_key(id));
+        let over: Vec<String> = inner
+            .known
+            .keys()
+            .filter(|id| !inner.running.contains_key(*id))
+            .cloned()
+            .collect();
+        for id in over {
+            inner.forget(&id);
+        }
+        let Inner { running, hung, .. } = &mut *inner;
         hung.retain(|id, _| running.contains_key(id));
     }
 
@@ -109,6 +119,17 @@ impl Index {
         inner
             .running
             .keys()
+            .filter_map(|id| inner.known.get(id).cloned())
+            .collect()
+    }
+
+    /// Those that run and that a run-exact key may join to this run.
+    pub fn running_that_may_be_of(&self, run: ContainerId) -> Vec<Arc<ContainerInfo>> {
+        let inner = self.lock();
+        let named = inner.by_run.get(&run).into_iter().flatten();
+        named
+            .chain(&inner.by_any_run)
+            .filter(|id| inner.running.contains_key(*id))
             .filter_map(|id| inner.known.get(id).cloned())
             .collect()
     }
@@ -132,6 +153,40 @@ impl Index {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change is one step: a panic in between leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn learn(&mut self, info: Arc<ContainerInfo>) {
+        match candidate(&info) {
+            Candidate::Of(runs) => {
+                for run in runs {
+                    self.by_run.entry(run).or_default().insert(info.id.clone());
+                }
+            }
+            Candidate::OfAny => {
+                self.by_any_run.insert(info.id.clone());
+            }
+        }
+        self.known.insert(info.id.clone(), info);
+    }
+
+    fn forget(&mut self, id: &str) {
+        let Some(info) = self.known.remove(id) else {
+            return;
+        };
+        let Candidate::Of(runs) = candidate(&info) else {
+            self.by_any_run.remove(id);
+            return;
+        };
+        for run in runs {
+            if let Some(ids) = self.by_run.get_mut(&run) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.by_run.remove(&run);
+                }
+            }
+        }
     }
 }
 
@@ -167,6 +222,53 @@ mod tests {
         index.ended("old");
         assert_eq!(ids(&index), Vec::<String>::new());
         assert!(index.get("old").is_some());
+    }
+
+    #[test]
+    fn a_run_is_compared_with_what_may_be_its_own() {
+        const RUN: &str = "857fd7a0-df05-458b-bd72-f5c280790aa0";
+        let index = Index::default();
+        let parented = |id: &str, parent: &str| {
+            Arc::new(ContainerInfo {
+                cgroup_parent: parent.to_owned(),
+                ..(*container(id)).clone()
+            })
+        };
+        let placed = |id: &str| {
+            let dir = (
+                "com.docker.compose.project.working_dir".to_owned(),
+                "/d".to_owned(),
+            );
+            Arc::new(ContainerInfo {
+                labels: [dir].into(),
+                ..(*container(id)).clone()
+            })
+        };
+        let of_run = || {
+            let found = index.running_that_may_be_of(RUN.parse().unwrap());
+            let mut ids: Vec<_> = found.iter().map(|info| info.id.clone()).collect();
+            ids.sort();
+            ids
+        };
+        index.insert(parented("own", &format!("/mesos/{RUN}")), true);
+        index.insert(
+            parented("other", "/mesos/11111111-2222-3333-4444-555555555555"),
+            true,
+        );
+        index.insert(container("plain"), true);
+        index.insert(placed("anywhere"), true);
+        index.insert(parented("created", &format!("/mesos/{RUN}")), false);
+        assert_eq!(of_run(), ["anywhere", "own"]);
+        index.ended("own");
+        assert_eq!(of_run(), ["anywhere"]);
+        index.insert(parented("own", &format!("/mesos/{RUN}")), true);
+        index.removed("anywhere");
+        assert_eq!(of_run(), ["own"]);
+        index.replace_running(&[], index.mark());
+        assert_eq!(of_run(), Vec::<String>::new());
+        // Nothing is kept of what is forgotten.
+        let inner = index.lock();
+        assert!(inner.by_run.is_empty() && inner.by_any_run.is_empty() && inner.known.is_empty());
     }
 
     #[test]

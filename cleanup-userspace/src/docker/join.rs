@@ -164,6 +164,30 @@ pub fn label_key(
     joined.then_some(JoinKey::Label)
 }
 
+/// Which runs a container can be joined to by [`exact_key`]: a hint that costs nothing
+/// to look up, so that a death is not compared with every container of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Candidate {
+    /// Only to these: its cgroup or its files name them. Often none.
+    Of(Vec<ContainerId>),
+    /// To any: its files lie somewhere that names no run, which may be where a sandbox
+    /// really is.
+    OfAny,
+}
+
+pub fn candidate(container: &ContainerInfo) -> Candidate {
+    let mut named: Vec<_> = files_of(container).filter_map(sandbox_named_by).collect();
+    if named.is_empty() && files_of(container).next().is_some() {
+        return Candidate::OfAny;
+    }
+    // Whatever the agents' roots are.
+    let parents = Path::new(&container.cgroup_parent).components();
+    named.extend(parents.filter_map(|part| part.as_os_str().to_str()?.parse::<ContainerId>().ok()));
+    named.sort();
+    named.dedup();
+    Candidate::Of(named)
+}
+
 /// The runs that a container's own keys name: at most a few, usually one. A hint
 /// where to look; [`exact_key`] decides.
 pub fn named_runs(container: &ContainerInfo, roots: &[CgroupsRoot]) -> Vec<ContainerId> {
@@ -301,6 +325,20 @@ mod tests {
         ] {
             assert_eq!(key(&parented(&other)), None, "{other}");
         }
+    }
+
+    #[test]
+    fn candidates_are_those_whose_keys_name_the_run_or_a_place_without_a_name() {
+        let of = |ids: &[&str]| Candidate::Of(ids.iter().map(|id| id.parse().unwrap()).collect());
+        assert_eq!(candidate(&parented(&format!("/a/b/{RUN}/x"))), of(&[RUN]));
+        assert_eq!(candidate(&parented("")), of(&[]));
+        let both = ContainerInfo {
+            cgroup_parent: format!("/mesos/{OTHER}"),
+            ..labelled(&[(WORKING_DIR, sandbox(RUN))])
+        };
+        assert_eq!(candidate(&both), of(&[OTHER, RUN]));
+        let elsewhere = labelled(&[(WORKING_DIR, "/resolved".to_owned())]);
+        assert_eq!(candidate(&elsewhere), Candidate::OfAny);
     }
 
     #[test]
@@ -543,6 +581,26 @@ mod tests {
                 rest = &inner[inner.len() - after.len() - usize::from(inner.contains('/'))..];
             }
             prop_assert_eq!(joined, innermost == Some(CHILD) && !path.contains(".."));
+        }
+
+        /// Whatever joins a container to a run, it is among that run's candidates.
+        #[test]
+        fn what_joins_was_a_candidate(
+            parent in "(/mesos|/second|/other)?(/857fd7a0-df05-458b-bd72-f5c280790aa0|/0c41d2e6-6f0a-4b9a-8a53-7d2f0e5b1c9d|/x|/[.]{2}){0,3}",
+            dir in "(/w/slaves/S/frameworks/F/executors/E/runs/857fd7a0-df05-458b-bd72-f5c280790aa0|/w/runs/11111111-2222-3333-4444-555555555555|/resolved|/elsewhere|)(/containers/0c41d2e6-6f0a-4b9a-8a53-7d2f0e5b1c9d|/x|/runs){0,2}",
+            file in "(|/resolved/a.yml|/w/slaves/S/frameworks/F/executors/E/runs/857fd7a0-df05-458b-bd72-f5c280790aa0/a.yml|/etc/a.yml)",
+        ) {
+            let container = ContainerInfo {
+                cgroup_parent: parent,
+                ..labelled(&[(WORKING_DIR, dir), (CONFIG_FILES, file)])
+            };
+            if key(&container).is_some() {
+                let may_be = match candidate(&container) {
+                    Candidate::Of(runs) => runs.contains(&RUN.parse().unwrap()),
+                    Candidate::OfAny => true,
+                };
+                prop_assert!(may_be, "{:?}", container);
+            }
         }
 
         #[test]

@@ -14,6 +14,8 @@ pub use client::{Docker, DockerError, DockerFacts, Stopped};
 pub use container::{ContainerInfo, ContainerState, PROJECT_LABEL, is_agents_own};
 pub use follow::{DockerChange, Listed, Lists, follow_docker};
 pub use index::Index;
-pub use join::{JoinKey, LabelEvidence, RunScope, exact_key, label_key, named_runs};
+pub use join::{
+    Candidate, JoinKey, LabelEvidence, RunScope, candidate, exact_key, label_key, named_runs,
+};
 pub use network::ComposeNetwork;
 pub use operation::Operation;
