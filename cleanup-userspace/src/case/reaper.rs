@@ -19,6 +19,7 @@ use super::{Death, Proof, crash};
 use crate::config::Mode;
 use crate::docker::ContainerInfo;
 use crate::inbox::Request;
+use crate::journal::CaseId;
 use crate::registry::Run;
 
 /// Polling begins at this pace and slows down while nothing changes.
@@ -68,11 +69,16 @@ pub struct Reaper<G> {
 impl<G: Ground> Reaper<G> {
     /// Opens the case and sends the first wave of stop requests before it
     /// returns: no question to Docker, no disk, no lock that another case holds.
-    pub fn open(ground: G, run: Run, death: Death) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
+    pub fn open(
+        ground: G,
+        case: CaseId,
+        run: Run,
+        death: Death,
+    ) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
         let (sender, inbox) = mpsc::unbounded_channel();
         let found = ground.first_wave(&run);
         let now = ground.now_ns();
-        let ledger = ground.ledger();
+        let ledger = ground.ledger(case);
         let container = run.container;
         let state = CaseState::new(ledger.case(), run, death, now);
         let mut reaper = Self {
