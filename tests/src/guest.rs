@@ -55,34 +55,37 @@ pub struct Program {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub cgroups: CgroupMode,
+    /// Paths in the guest of kernel modules, in the order in which they can be loaded.
+    pub modules: Vec<String>,
     pub programs: Vec<Program>,
 }
 
 impl Job {
     /// As it lies in [`JOB_FILE`]: a line for each item, its words separated by tabs.
     pub fn to_text(&self) -> Result<String> {
-        let Self { cgroups, programs } = self;
+        let Self {
+            cgroups,
+            modules,
+            programs,
+        } = self;
         let mut text = format!("cgroups\t{}\n", cgroups.name());
+        for module in modules {
+            text += &line("module", [module])?;
+        }
         for Program { name, command } in programs {
-            let words: Vec<&str> = [name]
-                .into_iter()
-                .chain(command)
-                .map(|word| &**word)
-                .collect();
-            if let Some(word) = words.iter().find(|word| word.contains(['\t', '\n'])) {
-                bail!("a job cannot hold {word:?}: tabs and line ends separate its words");
-            }
-            text += &format!("run\t{}\n", words.join("\t"));
+            text += &line("run", [name].into_iter().chain(command))?;
         }
         Ok(text)
     }
 
     pub fn parse(text: &str) -> Result<Self> {
         let mut cgroups = None;
+        let mut modules = Vec::new();
         let mut programs = Vec::new();
         for line in text.lines() {
             match line.split('\t').collect::<Vec<_>>()[..] {
                 ["cgroups", name] => cgroups = CgroupMode::parse(name),
+                ["module", path] => modules.push(path.to_owned()),
                 ["run", name, ref command @ ..] if !command.is_empty() => programs.push(Program {
                     name: name.to_owned(),
                     command: command.iter().map(|&word| word.to_owned()).collect(),
@@ -92,9 +95,22 @@ impl Job {
         }
         Ok(Self {
             cgroups: cgroups.context("a job without a known cgroup mode")?,
+            modules,
             programs,
         })
     }
+}
+
+fn line<'a>(first: &str, words: impl IntoIterator<Item = &'a String>) -> Result<String> {
+    let mut line = first.to_owned();
+    for word in words {
+        if word.contains(['\t', '\n']) {
+            bail!("a job cannot hold {word:?}: tabs and line ends separate its words");
+        }
+        line += "\t";
+        line += word;
+    }
+    Ok(line + "\n")
 }
 
 /// What `vm-init` says on the console, among all that others say there.
@@ -185,6 +201,7 @@ mod tests {
     fn a_job_arrives_as_it_was_sent() {
         let job = Job {
             cgroups: CgroupMode::Hybrid,
+            modules: vec!["/modules/a.ko".into(), "/modules/b.ko".into()],
             programs: vec![Program {
                 name: "kernel".into(),
                 command: vec!["/a path/kernel".into(), "--exact".into(), String::new()],
@@ -200,6 +217,7 @@ mod tests {
         }
         let job = Job {
             cgroups: CgroupMode::V2,
+            modules: Vec::new(),
             programs: vec![Program {
                 name: "a".into(),
                 command: vec!["/a\tb".into()],

@@ -39,7 +39,10 @@ impl Service {
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("a second descriptor of the log")?)
-            .stderr(file);
+            .stderr(file)
+            // Ctrl-C on a terminal is for this process, which then ends its services in
+            // the right order.
+            .process_group(0);
         let child = spawn_bound(command).with_context(|| format!("starting {name}"))?;
         let process = Process::of(child.id().cast_signed()).context("the child just started")?;
         Ok(Self {
@@ -125,11 +128,9 @@ static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(jobs)
 });
 
-fn spawn_bound(mut command: Command) -> io::Result<Child> {
+/// Starts a child that is killed when this process ends, however it ends.
+pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     let parent = getpid();
-    // Ctrl-C on a terminal is for this process, which then ends its services in
-    // the right order.
-    command.process_group(0);
     // SAFETY: the closure makes two system calls and neither allocates nor
     // takes a lock, which is all that is allowed between fork and exec.
     unsafe { command.pre_exec(move || die_with(parent)) };

@@ -18,6 +18,7 @@ use cleanup_userspace::case::{
 };
 use cleanup_userspace::config::{Mode, Teardown};
 use cleanup_userspace::docker::{ContainerInfo, DockerError, JoinKey};
+use cleanup_userspace::journal::CaseId;
 use cleanup_userspace::mesos::{AgentState, ContainerId};
 use cleanup_userspace::registry::{Launcher, Run};
 use tokio::sync::mpsc::UnboundedSender;
@@ -373,7 +374,7 @@ impl World {
                 wait_status: None,
                 sat_in: None,
             };
-            let (reaper, sender) = Reaper::open(self.clone(), run, death);
+            let (reaper, sender) = Reaper::open(self.clone(), CaseId::next(), run, death);
             self.lock().cases.insert(id, sender);
             let mut work = tokio::spawn(reaper.run());
             let crash = {
@@ -502,7 +503,7 @@ impl Ground for World {
         true
     }
 
-    fn ledger(&self) -> Ledger {
+    fn ledger(&self, _case: CaseId) -> Ledger {
         Ledger::none()
     }
 

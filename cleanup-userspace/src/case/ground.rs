@@ -37,8 +37,8 @@ pub trait Ground: Clone + Send + Sync + 'static {
     /// has not proven.
     fn may_stop(&self, run: &Run, death: &Death, containers: usize) -> bool;
 
-    /// An account for a new case, in which nothing is written yet.
-    fn ledger(&self) -> Ledger;
+    /// An account for the case of this number, in which nothing is written yet.
+    fn ledger(&self, case: CaseId) -> Ledger;
     /// The account begins.
     fn opened(&self, ledger: &Ledger, run: &Run, death: &Death);
 
@@ -120,8 +120,8 @@ impl Ground for Arc<Host> {
         self.brake.may_stop(run.container, death, containers)
     }
 
-    fn ledger(&self) -> Ledger {
-        Ledger::new(self.journal.clone(), CaseId::next(), self.metrics.clone())
+    fn ledger(&self, case: CaseId) -> Ledger {
+        Ledger::new(self.journal.clone(), case, self.metrics.clone())
     }
 
     fn opened(&self, ledger: &Ledger, run: &Run, death: &Death) {

@@ -19,6 +19,7 @@ use super::{Death, Proof, crash};
 use crate::config::Mode;
 use crate::docker::ContainerInfo;
 use crate::inbox::Request;
+use crate::journal::CaseId;
 use crate::registry::Run;
 
 /// Polling begins at this pace and slows down while nothing changes.
@@ -70,11 +71,16 @@ impl<G: Ground> Reaper<G> {
     /// returns: no question to Docker, no disk, no lock that another case holds.
     /// What memory knows of the pod goes first; the look into the run's cgroup, which
     /// takes as long as all before it, comes after that.
-    pub fn open(ground: G, run: Run, death: Death) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
+    pub fn open(
+        ground: G,
+        case: CaseId,
+        run: Run,
+        death: Death,
+    ) -> (Self, mpsc::UnboundedSender<CaseMessage>) {
         let (sender, inbox) = mpsc::unbounded_channel();
         let indexed = ground.indexed(&run);
         let now = ground.now_ns();
-        let ledger = ground.ledger();
+        let ledger = ground.ledger(case);
         let container = run.container;
         let state = CaseState::new(ledger.case(), run, death, now);
         let mut reaper = Self {

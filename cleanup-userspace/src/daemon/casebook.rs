@@ -136,8 +136,11 @@ impl Casebook {
 
     fn start(&mut self, run: Run, death: Death, panicked: bool) {
         let container = run.container;
-        self.unfinished.remove(&container);
-        let (reaper, inbox) = Reaper::open(Arc::clone(&self.host), run.clone(), death.clone());
+        // As an earlier life of the daemon called it: the log and the journal agree.
+        let case = self.unfinished.remove(&container);
+        let case = case.unwrap_or_else(CaseId::next);
+        let ground = Arc::clone(&self.host);
+        let (reaper, inbox) = Reaper::open(ground, case, run.clone(), death.clone());
         if let Some(identity) = &run.identity {
             self.host
                 .registry()

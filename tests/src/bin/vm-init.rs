@@ -2,7 +2,7 @@
 //! programs one after the other, and ends the virtual machine with their status. Built static:
 //! there is nothing else in the guest.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic;
@@ -15,9 +15,9 @@ use cleanup_tests::guest::{
     CgroupMode, EXIT_MAX, EXIT_OFFSET, EXIT_PORT, JOB_FILE, Job, Line, Program,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
-use rustix::process::{WaitOptions, wait};
-use rustix::system::{RebootCommand, reboot, uname};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::process::{WaitOptions, chdir, chroot, wait};
+use rustix::system::{RebootCommand, finit_module, reboot, uname};
 
 /// As distributions mount them.
 const V1: &[&str] = &[
@@ -59,6 +59,7 @@ fn main() {
 
 /// Does the job; the first failure's status is the guest's.
 fn run() -> Result<u8> {
+    leave_first_root()?;
     mount_at("proc", "/proc", "")?;
     let uptime = uptime()?;
     mount_at("sysfs", "/sys", "")?;
@@ -72,6 +73,9 @@ fn run() -> Result<u8> {
 
     let text = fs::read_to_string(JOB_FILE).with_context(|| format!("reading {JOB_FILE}"))?;
     let job = Job::parse(&text)?;
+    for module in &job.modules {
+        load_module(module)?;
+    }
     mount_cgroups(job.cgroups)?;
     let release = uname().release().to_string_lossy().into_owned();
     say(&Line::Booted { release, uptime });
@@ -84,6 +88,28 @@ fn run() -> Result<u8> {
         }
     }
     Ok(first_failure)
+}
+
+/// The kernel's first root cannot be left by `pivot_root`, which container engines use: what
+/// lies on it becomes a mount of its own, over the first.
+fn leave_first_root() -> Result<()> {
+    const BESIDE: &str = "/root-of-all";
+    fs::create_dir(BESIDE).context("making the place of the second root")?;
+    mount_bind("/", BESIDE).context("binding the first root")?;
+    chdir(BESIDE).context("entering the second root")?;
+    mount_move(".", "/").context("moving the second root over the first")?;
+    chroot(".").context("making it the root")?;
+    chdir("/").context("entering it")
+}
+
+/// Compressed modules are unpacked before they come here: not every kernel can do that.
+fn load_module(path: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {path}"))?;
+    match finit_module(&file, c"", 0) {
+        // The kernel was built with it, or loaded it by itself.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("loading {path}")),
+    }
 }
 
 fn mount_at(kind: &str, at: &str, options: &str) -> Result<()> {
@@ -170,7 +196,7 @@ fn run_program(program: &Program) -> Result<i32> {
     let (file, arguments) = command.split_first().context("a program without a path")?;
     let child = Command::new(file)
         .args(arguments)
-        .env("PATH", "/bin")
+        .env("PATH", "/bin:/usr/sbin:/usr/bin")
         .env("HOME", "/")
         .spawn()
         .with_context(|| format!("starting {file}"))?;

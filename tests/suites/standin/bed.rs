@@ -13,6 +13,7 @@ use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::Watcher;
+use rustix::process::Signal;
 use serde_json::Value;
 
 pub const SOON: Duration = Duration::from_secs(60);
@@ -35,11 +36,13 @@ pub struct Bed {
     pub agent: StandInAgent,
     pub docker: Dockerd,
     pub scratch: Scratch,
+    options: String,
 }
 
 impl Bed {
+    /// In the layout that agents have on this host.
     pub fn start(name: &str, options: &str) -> Result<Self> {
-        Self::with_layout(name, CgroupLayout::V1, options)
+        Self::with_layout(name, CgroupLayout::of_this_host()?, options)
     }
 
     pub fn with_layout(name: &str, layout: CgroupLayout, options: &str) -> Result<Self> {
@@ -49,7 +52,8 @@ impl Bed {
     pub fn configured(name: &str, layout: CgroupLayout, options: &str) -> Result<Self> {
         let (scratch, docker, agent) = StandInAgent::with_docker(name, layout)?;
         let mut options = format!("{options}\n");
-        if layout == CgroupLayout::V2 {
+        // What this host has is what the daemon has to find out by itself.
+        if layout != CgroupLayout::of_this_host()? {
             options += "[cgroup]\nlayout = \"v2\"\n";
         }
         let watcher = Watcher::start_telling_steps(&scratch, &docker, &[agent.place()], &options)?;
@@ -58,7 +62,24 @@ impl Bed {
             agent,
             docker,
             scratch,
+            options,
         })
+    }
+
+    /// Ends the daemon by a signal, lets something happen without it, and starts it
+    /// again.
+    pub fn restart_daemon(
+        &mut self,
+        signal: Signal,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.watcher.signal(signal)?;
+        self.watcher.wait_end()?;
+        meanwhile()?;
+        let agents = [self.agent.place()];
+        self.watcher =
+            Watcher::start_telling_steps(&self.scratch, &self.docker, &agents, &self.options)?;
+        Ok(())
     }
 
     /// A run that the daemon has learnt.

@@ -4,6 +4,7 @@
 
 mod bed;
 mod disowned;
+mod everywhere;
 mod races;
 
 use std::fs;
@@ -131,7 +132,7 @@ fn destroy_that_failed_until_the_agent_recovers() -> Result<()> {
 /// touched; the stand-in's own steps fail if it was.
 #[test]
 fn destroy_step_by_step() -> Result<()> {
-    for layout in [CgroupLayout::V1, CgroupLayout::V2] {
+    for layout in CgroupLayout::all_of_this_host()? {
         // Until the agent kills it, one container ignores what it is told.
         let bed = Bed::configured("slow", layout, PATIENT)?;
         let run = bed.launch("victim")?;

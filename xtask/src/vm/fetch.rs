@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::cache;
+use cleanup_tests::guest::CgroupMode;
 use tempfile::TempDir;
 
+use super::modules;
 use crate::setup::{self, Apt, ForeignSuite};
 
 /// A kernel of a distribution, by its name on the command line.
@@ -15,24 +17,31 @@ use crate::setup::{self, Apt, ForeignSuite};
 pub(crate) struct Series {
     pub(crate) name: &'static str,
     suite: &'static str,
+    /// Which cgroups `--cgroup all` means: where a controller of version 1 is missing, pure
+    /// version 1 says nothing that an older kernel does not say better.
+    pub(crate) modes: &'static [CgroupMode],
 }
 
 pub(crate) const SERIES: &[Series] = &[
     Series {
         name: "5.10",
         suite: "bullseye",
+        modes: &CgroupMode::ALL,
     },
     Series {
         name: "6.1",
         suite: "bookworm",
+        modes: &CgroupMode::ALL,
     },
     Series {
         name: "6.12",
         suite: "trixie",
+        modes: &[CgroupMode::Hybrid, CgroupMode::V2],
     },
     Series {
         name: "newest",
         suite: "trixie-backports",
+        modes: &[CgroupMode::Hybrid, CgroupMode::V2],
     },
 ];
 
@@ -47,7 +56,13 @@ pub(crate) struct Kernel {
     /// As in the table: the package's version, or the file's name.
     pub(crate) version: String,
     pub(crate) image: PathBuf,
+    /// For Docker, in the order in which they can be loaded.
+    pub(crate) modules: Vec<PathBuf>,
+    pub(crate) modes: &'static [CgroupMode],
 }
+
+/// What Docker cannot do without, where networks are not set up.
+const MODULES: &[&str] = &["overlay"];
 
 impl Kernel {
     /// A kernel that somebody else made.
@@ -57,6 +72,8 @@ impl Kernel {
         Ok(Self {
             version: name.to_string_lossy().into_owned(),
             image: path.to_owned(),
+            modules: Vec::new(),
+            modes: &CgroupMode::ALL,
         })
     }
 
@@ -66,7 +83,8 @@ impl Kernel {
         make_dir(&cache)?;
         let _lock = cache::lock(&cache)?;
         let dir = cache.join(series.name);
-        if again || !dir.join("version").is_file() {
+        // An earlier version of this task kept no modules.
+        if again || !dir.join("version").is_file() || !dir.join("modules").is_dir() {
             download(series, &cache, &dir).with_context(|| {
                 format!(
                     "kernel {} is neither in {} nor did it come from Debian's {}",
@@ -81,6 +99,8 @@ impl Kernel {
         Ok(Self {
             version,
             image: dir.join("vmlinuz"),
+            modules: modules::gathered(&dir.join("modules"))?,
+            modes: series.modes,
         })
     }
 }
@@ -94,6 +114,9 @@ fn download(series: &Series, cache: &Path, dir: &Path) -> Result<()> {
     let complete = TempDir::new_in(cache)?;
     fs::rename(&image, complete.path().join("vmlinuz"))
         .with_context(|| format!("moving {}", image.display()))?;
+    let gathered = complete.path().join("modules");
+    make_dir(&gathered)?;
+    modules::gather(unpacked.path(), MODULES, &gathered)?;
     fs::write(complete.path().join("version"), &version)?;
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
@@ -111,8 +134,12 @@ fn unpack_kernel(suite: &ForeignSuite, into: &Path) -> Result<String> {
         suite.unpack(image, &candidate.version, into)?;
         return Ok(candidate.version);
     };
+    let modules = pick(&candidate.depends, "linux-modules-").map(str::to_owned);
     let candidate = suite.candidate(binary)?;
     suite.unpack(binary, &candidate.version, into)?;
+    let modules = modules.or_else(|| pick(&candidate.depends, "linux-modules-").map(str::to_owned));
+    let modules = modules.context("it names no package with its modules")?;
+    suite.unpack(&modules, &candidate.version, into)?;
     Ok(candidate.version)
 }
 

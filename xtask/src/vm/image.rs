@@ -1,4 +1,4 @@
-//! What is in a guest: static programs of this workspace, and nothing else.
+//! What is in a guest: static programs of this workspace, Docker, and busybox.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,20 @@ use cleanup_tests::guest::{CgroupMode, JOB_FILE, Job, Program};
 use serde_json::Value;
 
 use super::cpio::Archive;
+use super::engine;
+use super::fetch::Kernel;
 use crate::exec::Tool;
-use crate::workspace;
+use crate::{setup, workspace};
 
 /// Of the guest. Build scripts and macros are the host's own, so it is always named.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const BUILD_LIMIT: Duration = Duration::from_mins(45);
 const STRIP_LIMIT: Duration = Duration::from_mins(2);
 
-const DAEMON: &str = "/bin/compose-cleanup";
-const BUSYBOX: &str = "/bin/busybox";
-const SUITE: &str = "/bin/kernel";
-/// What needs no cgroups at all.
-const LOAD_TEST: &str = "loading_costs_the_verifier_little";
-/// Ten thousand pairs of processes: more than ten minutes without KVM.
-const TOO_LONG: &str = "threads_that_end_together";
+pub(super) const DAEMON: &str = "/bin/compose-cleanup";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
+pub(super) const KERNEL_SUITE: &str = "/bin/kernel";
+pub(super) const STANDIN_SUITE: &str = "/bin/standin";
 
 /// The programs, as an archive to which a job is appended.
 #[derive(Debug)]
@@ -32,78 +31,70 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Builds the programs and packs them, with a busybox for people if there is one to give.
-    pub(crate) fn build(busybox: Option<&Path>) -> Result<Self> {
+    /// Builds the programs and packs them.
+    pub(crate) fn build() -> Result<Self> {
         let built = build_programs()?;
+        let busybox = setup::static_busybox()
+            .context("there is no static busybox here: `cargo xtask setup` brings one")?;
         let stripped = tempfile::tempdir()?;
         let mut archive = Archive::default();
         archive.device("/dev/console", (5, 1))?;
-        // The suite knows its helper by the path that it had on the host.
+        // A suite looks for helpers beside itself, or by the path that they had on the host.
         let helper = built.directory.join("exit-case");
         let helper_path = helper.to_str().context("the target folder is not UTF-8")?;
         for (file, path) in [
             (built.directory.join("vm-init"), "/init"),
             (built.directory.join("compose-cleanup"), DAEMON),
-            (built.suite, SUITE),
+            (
+                built.directory.join("stand-in-agent"),
+                "/bin/stand-in-agent",
+            ),
+            (built.kernel_suite, KERNEL_SUITE),
+            (built.standin_suite, STANDIN_SUITE),
             (helper.clone(), helper_path),
         ] {
             let content = strip(&file, stripped.path())?;
             archive.program(path, &content)?;
         }
-        if let Some(file) = busybox {
-            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-            archive.program(BUSYBOX, &content)?;
-        }
+        let content =
+            fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
+        archive.program(BUSYBOX, &content)?;
+        engine::add(&mut archive)?;
         Ok(Self {
             base: archive.finish()?,
         })
     }
 
-    /// The initial RAM file system of a guest with this job.
-    pub(crate) fn with(&self, job: &Job) -> Result<Vec<u8>> {
+    /// The initial RAM file system of a guest of that kernel with these programs to run.
+    pub(crate) fn with(
+        &self,
+        kernel: &Kernel,
+        cgroups: CgroupMode,
+        programs: Vec<Program>,
+    ) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
+        let mut modules = Vec::new();
+        for file in &kernel.modules {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let path = format!("/vm/modules/{name}");
+            let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            archive.program(&path, &content)?;
+            modules.push(path);
+        }
+        let job = Job {
+            cgroups,
+            modules,
+            programs,
+        };
         archive.program(JOB_FILE, job.to_text()?.as_bytes())?;
         Ok([&*self.base, &*archive.finish()?].concat())
     }
 }
 
-/// The suite `smoke`: what can be asked of a kernel with cgroups mounted so.
-pub(crate) fn smoke(mode: CgroupMode) -> Job {
-    let program = |name: &str, command: &[&str]| Program {
-        name: name.to_owned(),
-        command: command.iter().map(|&word| word.to_owned()).collect(),
-    };
-    let mut programs = vec![
-        program("doctor", &[DAEMON, "doctor"]),
-        program("probe", &[SUITE, "--exact", LOAD_TEST, "--nocapture"]),
-    ];
-    // Its tests compare hierarchies of both versions.
-    if mode == CgroupMode::Hybrid {
-        let rest = ["--skip", TOO_LONG, "--skip", LOAD_TEST];
-        let command = [&[SUITE, "--test-threads", "2"][..], &rest].concat();
-        programs.push(program("kernel", &command));
-    }
-    Job {
-        cgroups: mode,
-        programs,
-    }
-}
-
-/// A prompt, with busybox's tools on the path.
-pub(crate) fn shell(mode: CgroupMode) -> Job {
-    let script = format!("{BUSYBOX} --install -s /bin; exec setsid cttyhack sh");
-    Job {
-        cgroups: mode,
-        programs: vec![Program {
-            name: "shell".to_owned(),
-            command: [BUSYBOX, "sh", "-c", &script].map(str::to_owned).to_vec(),
-        }],
-    }
-}
-
 struct Built {
     directory: PathBuf,
-    suite: PathBuf,
+    kernel_suite: PathBuf,
+    standin_suite: PathBuf,
 }
 
 fn build_programs() -> Result<Built> {
@@ -115,17 +106,22 @@ fn build_programs() -> Result<Built> {
                 "--package",
                 "cleanup-tests",
             ])
-            .args(["--bins", "--test", "kernel", "--target", TARGET])
+            .args(["--bins", "--test", "kernel", "--test", "standin"])
+            .args(["--target", TARGET])
             // It would win over RUSTFLAGS.
             .without_env("CARGO_ENCODED_RUSTFLAGS")
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
     };
     build().show()?;
-    // Again, for the name of the test program: it is built by now.
+    // Again, for the names of the test programs: they are built by now.
     let messages = build().args(["--message-format", "json"]).read()?;
+    let suite = |name: &str| {
+        test_program(&messages, name).with_context(|| format!("cargo named no test {name}"))
+    };
     Ok(Built {
         directory: workspace::target_dir().join(TARGET).join("debug"),
-        suite: test_program(&messages, "kernel").context("cargo named no test program")?,
+        kernel_suite: suite("kernel")?,
+        standin_suite: suite("standin")?,
     })
 }
 
@@ -171,15 +167,5 @@ mod tests {
             Some(PathBuf::from("/t/kernel-2"))
         );
         assert_eq!(test_program(messages, "none"), None);
-    }
-
-    #[test]
-    fn only_a_hybrid_host_has_what_the_suite_compares() {
-        let names = |mode| {
-            let programs = smoke(mode).programs.into_iter();
-            programs.map(|program| program.name).collect::<Vec<_>>()
-        };
-        assert_eq!(names(CgroupMode::Hybrid), ["doctor", "probe", "kernel"]);
-        assert_eq!(names(CgroupMode::V2), ["doctor", "probe"]);
     }
 }

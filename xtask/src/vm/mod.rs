@@ -1,107 +1,125 @@
-//! `cargo xtask vm`: the exit probe on other kernels, in virtual machines.
+//! `cargo xtask vm`: the daemon on other kernels, in virtual machines.
 
 mod cpio;
+mod engine;
 mod fetch;
 mod image;
+mod modules;
 mod qemu;
 mod report;
+mod suite;
 mod verdict;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use cleanup_tests::guest::{CgroupMode, Job};
+use cleanup_tests::guest::CgroupMode;
+use cleanup_tests::wait;
 
 use crate::setup::{self, Consent, Need};
 use crate::{stage, workspace};
 use fetch::{Kernel, Qemu, SERIES};
 use image::Image;
-use qemu::Accel;
+use qemu::{Accel, Guest};
 use report::{Cell, Report};
+pub(crate) use suite::Suite;
 
-/// Run the exit probe's tests on other kernels, in virtual machines
+/// How many lines of its log are shown of a guest that failed unseen.
+const LAST_WORDS: usize = 60;
+
+/// Run end-to-end tests on other kernels and cgroup modes, in virtual machines
 ///
 /// Debian's cloud kernels and, where it is not installed, QEMU come as packages
 /// through this machine's own apt (0.1 GB each at most) into the user's cache
-/// folder; nothing is installed. A guest has no disk and no network: static
-/// programs of this workspace are all that is in it. One guest runs at a time,
-/// with one processor.
+/// folder; nothing is installed. In a guest are static programs of this workspace,
+/// and this machine's own Docker and busybox, which `cargo xtask setup` brings; it has
+/// no disk and no network.
 ///
 /// A guest passes only when every program in it ended well, it said so, and QEMU's
 /// status says the same: a panic, silence and a hang are failures.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
-What runs (the suite `smoke`):
+What runs, with --suite smoke:
   doctor   `compose-cleanup doctor`, with its output
   probe    loads and attaches the exit probe, and says what the verifier had to do
-  kernel   tests/suites/kernel.rs but for threads_that_end_together*, in hybrid mode
-           only: it compares hierarchies of both versions
-There is no Docker and no agent in the guests.
+  death    an executor dies: its pod is stopped in a real Docker, its cgroups go
+and with --suite full instead of the last:
+  kernel   tests/suites/kernel.rs, where hierarchies of both versions are mounted
+  standin  tests/suites/standin: Docker and the daemon at work, the agent a stand-in
+A test that a guest cannot run, or not in reasonable time, is named at the end with
+the reason. No guest has a Mesos agent: its packages do not run on all of these.
 
 Kernels: 5.10 (Debian 11), 6.1 (Debian 12), 6.12 (Debian 13), newest (backports of
-Debian 13). What a kernel lacks is in the table. Logs: target/vm/.
+Debian 13). `--cgroup all` is v1, hybrid and v2, from 6.12 on without v1: memory and
+cpuset are left out of it there. What a kernel lacks is in the table.
+Logs: target/vm/.
 
 Examples:
-  cargo xtask vm                                  Every kernel, hybrid and v2
-  cargo xtask vm --kernel 5.10 --cgroup hybrid    One guest
+  cargo xtask vm                                      Every kernel and mode, shortly
+  cargo xtask vm --suite full --jobs 2 --quiet        All of it: half an hour without KVM
+  cargo xtask vm --kernel 5.10,6.12 --cgroup v1,v2    Four guests
   cargo xtask vm --kernel 6.12 --cgroup v2 --shell
-  cargo xtask vm --kernel /boot/vmlinuz-6.6.0     A kernel of your own: the serial
-                                                  console, tmpfs and BTF built in
+  cargo xtask vm --kernel /boot/vmlinuz-6.6.0         A kernel of your own: the serial
+                                                      console, tmpfs and BTF built in
 
 Exit status: 0 all passed, 1 not.")]
 pub(crate) struct Args {
     /// 5.10, 6.1, 6.12, newest, all, or the path of a kernel image
-    #[arg(long, default_value = "all", value_name = "KERNEL")]
-    kernel: String,
+    #[arg(
+        long,
+        default_value = "all",
+        value_name = "KERNEL",
+        value_delimiter = ','
+    )]
+    pub(crate) kernel: Vec<String>,
 
-    /// v1, hybrid, v2, or all (hybrid and v2)
-    #[arg(long, default_value = "all", value_name = "MODE")]
-    cgroup: String,
+    /// v1, hybrid, v2, or all
+    #[arg(
+        long,
+        default_value = "all",
+        value_name = "MODE",
+        value_delimiter = ','
+    )]
+    pub(crate) cgroup: Vec<String>,
 
     /// What runs in the guests, see below
     #[arg(long, value_enum, default_value_t = Suite::Smoke)]
-    suite: Suite,
+    pub(crate) suite: Suite,
+
+    /// How many guests at a time; each takes a processor, and memory up to 2.5 GB
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) jobs: u8,
 
     /// `auto` tries once whether KVM really works here
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
-    accel: AccelChoice,
+    pub(crate) accel: AccelChoice,
 
     /// How long one guest may take, in seconds
-    #[arg(long, default_value_t = 1200, value_name = "SECONDS")]
-    limit: u64,
+    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+    pub(crate) limit: u64,
 
     /// Ask the mirror for a newer kernel of the same release
     #[arg(long)]
-    update: bool,
+    pub(crate) update: bool,
 
     /// A prompt in a guest of that kernel and mode (of several the first), instead of a suite
     #[arg(long)]
-    shell: bool,
+    pub(crate) shell: bool,
 
     /// Do not show what the guests say
     #[arg(long, short)]
-    quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Suite {
-    Smoke,
-}
-
-impl Suite {
-    fn job(self, mode: CgroupMode) -> Job {
-        match self {
-            Self::Smoke => image::smoke(mode),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum AccelChoice {
+pub(crate) enum AccelChoice {
     Auto,
     Kvm,
     Tcg,
@@ -112,14 +130,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         cfg!(target_arch = "x86_64"),
         "the guests are x86_64 machines with this machine's own programs: run it on one"
     );
-    let modes = modes(&args.cgroup)?;
     // Before anything is built: it is the user's mistake, if it is one.
+    let modes = modes(&args.cgroup)?;
     choose_kernels(&args.kernel)?;
-    setup::ensure(&[Need::BpfToolchain], Consent::Given)?;
-    stage::interruptible(|| run_all(args, &modes))
+    setup::ensure(&[Need::BpfToolchain, Need::Docker], Consent::Given)?;
+    stage::interruptible(|| run_all(args, modes.as_deref()))
 }
 
-fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
+fn run_all(args: &Args, modes: Option<&[CgroupMode]>) -> Result<ExitCode> {
     let qemu = Qemu::fetch()?;
     let kernels = choose_kernels(&args.kernel)?
         .into_iter()
@@ -128,12 +146,7 @@ fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
             Choice::File(path) => Kernel::of_file(path),
         })
         .collect::<Result<Vec<_>>>()?;
-    let busybox = args.shell.then(setup::static_busybox).flatten();
-    ensure!(
-        busybox.is_some() || !args.shell,
-        "there is no static busybox here for a prompt in the guest: `cargo xtask setup` brings one"
-    );
-    let image = Image::build(busybox.as_deref())?;
+    let image = Image::build()?;
     let first = kernels.first().context("no kernel was chosen")?;
     let accel = match args.accel {
         AccelChoice::Auto => qemu.find_accel(first, &image)?,
@@ -142,45 +155,129 @@ fn run_all(args: &Args, modes: &[CgroupMode]) -> Result<ExitCode> {
     };
     println!("{}, accelerator {}", qemu.version()?, accel.name());
 
+    let guests: VecDeque<(&Kernel, CgroupMode)> = kernels
+        .iter()
+        .flat_map(|kernel| {
+            let modes = modes.unwrap_or(kernel.modes).iter();
+            modes.map(move |&mode| (kernel, mode))
+        })
+        .collect();
     if args.shell {
-        let mode = *modes.first().context("no cgroup mode was chosen")?;
+        let &(kernel, mode) = guests.front().context("no cgroup mode was chosen")?;
         println!(
             "{}, {}. Leave it by `exit`, or by Ctrl-A X.",
-            first.version,
+            kernel.version,
             mode.name()
         );
-        qemu.show(accel, first, &image.with(&image::shell(mode))?)?;
+        qemu.show(accel, kernel, &image.with(kernel, mode, suite::shell())?)?;
         return Ok(ExitCode::SUCCESS);
     }
 
     let logs = workspace::target_dir().join("vm");
     fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
-    let mut report = Report::default();
-    for kernel in &kernels {
-        for &mode in modes {
-            let Kernel { version, .. } = kernel;
-            println!("\n=== {version}, {}", mode.name());
-            let log = logs.join(format!("{}-{}.log", file_stem(version), mode.name()));
-            let initrd = image.with(&args.suite.job(mode))?;
-            let limit = Duration::from_secs(args.limit);
-            let outcome = qemu.run(accel, kernel, &initrd, limit, &log, !args.quiet)?;
-            println!("{}", outcome.verdict);
-            if !outcome.verdict.passed() {
-                println!("Its log: {}", log.display());
-            }
-            report.cells.push(Cell {
-                kernel: version.clone(),
-                mode,
-                outcome,
-            });
-        }
-    }
+    let lab = Lab {
+        args,
+        qemu: &qemu,
+        image: &image,
+        accel,
+        logs: &logs,
+    };
+    let report = Report {
+        suite: args.suite,
+        cells: lab.run(guests)?,
+    };
     print!("\n{report}");
     Ok(if report.passed() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What all guests of a run have in common.
+struct Lab<'a> {
+    args: &'a Args,
+    qemu: &'a Qemu,
+    image: &'a Image,
+    accel: Accel,
+    logs: &'a Path,
+}
+
+impl Lab<'_> {
+    /// As many at a time as was asked for; what came of them, in their order.
+    fn run(&self, guests: VecDeque<(&Kernel, CgroupMode)>) -> Result<Vec<Cell>> {
+        let count = guests.len();
+        let queue = Mutex::new(guests.into_iter().enumerate());
+        let next = || {
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.next()
+        };
+        let lane = || -> Result<Vec<(usize, Cell)>> {
+            let mut cells = Vec::new();
+            while let Some((place, (kernel, mode))) = next() {
+                cells.push((place, self.run_one(kernel, mode)?));
+            }
+            Ok(cells)
+        };
+        let mut cells = thread::scope(|scope| {
+            let lanes: Vec<_> = (0..count.min(self.args.jobs.into()))
+                .map(|_| scope.spawn(lane))
+                .collect();
+            let mut cells = Vec::new();
+            for lane in lanes {
+                match lane.join() {
+                    Ok(done) => cells.extend(done?),
+                    Err(_) => bail!("a thread that runs guests panicked"),
+                }
+            }
+            Ok(cells)
+        })?;
+        cells.sort_by_key(|&(place, _)| place);
+        ensure!(
+            cells.len() == count,
+            "{} of {count} guests were run",
+            cells.len()
+        );
+        Ok(cells.into_iter().map(|(_, cell)| cell).collect())
+    }
+
+    fn run_one(&self, kernel: &Kernel, mode: CgroupMode) -> Result<Cell> {
+        let Kernel { version, .. } = kernel;
+        let name = format!("{version}, {}", mode.name());
+        println!("\n=== {name}");
+        let log = self
+            .logs
+            .join(format!("{}-{}.log", file_stem(version), mode.name()));
+        let programs = self.args.suite.programs(mode);
+        let initrd = self.image.with(kernel, mode, programs)?;
+        let mark = if self.args.jobs > 1 {
+            format!("{name} ")
+        } else {
+            "  ".to_owned()
+        };
+        let outcome = self.qemu.run(&Guest {
+            accel: self.accel,
+            kernel,
+            initrd: &initrd,
+            limit: Duration::from_secs(self.args.limit),
+            log: &log,
+            live: (!self.args.quiet).then_some(&*mark),
+        })?;
+        // No verdict on the guest: it was not given its time.
+        ensure!(!wait::interrupted(), "interrupted while a guest ran");
+        println!("{name}: {}", outcome.verdict);
+        if !outcome.verdict.passed() {
+            if self.args.quiet {
+                println!("{}", cleanup_tests::log::tail(&log, LAST_WORDS));
+            }
+            println!("Its log: {}", log.display());
+        }
+        Ok(Cell {
+            kernel: version.clone(),
+            mode,
+            outcome,
+        })
+    }
 }
 
 /// A version as part of a file's name.
@@ -191,13 +288,16 @@ fn file_stem(version: &str) -> String {
     )
 }
 
-fn modes(name: &str) -> Result<Vec<CgroupMode>> {
-    if name == "all" {
-        return Ok(vec![CgroupMode::Hybrid, CgroupMode::V2]);
+/// `None`: what each kernel has.
+fn modes(names: &[String]) -> Result<Option<Vec<CgroupMode>>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(None);
     }
-    let mode = CgroupMode::parse(name)
-        .with_context(|| format!("--cgroup {name}: it is v1, hybrid, v2 or all"))?;
-    Ok(vec![mode])
+    let mode = |name: &String| {
+        CgroupMode::parse(name)
+            .with_context(|| format!("--cgroup {name}: it is v1, hybrid, v2 or all"))
+    };
+    names.iter().map(mode).collect::<Result<_>>().map(Some)
 }
 
 #[derive(Debug)]
@@ -206,15 +306,19 @@ enum Choice<'a> {
     File(&'a Path),
 }
 
-fn choose_kernels(name: &str) -> Result<Vec<Choice<'_>>> {
-    if name == "all" {
+fn choose_kernels(names: &[String]) -> Result<Vec<Choice<'_>>> {
+    if names.iter().any(|name| name == "all") {
         return Ok(SERIES.iter().map(Choice::Series).collect());
     }
+    names.iter().map(|name| choose_kernel(name)).collect()
+}
+
+fn choose_kernel(name: &str) -> Result<Choice<'_>> {
     if let Some(series) = SERIES.iter().find(|series| series.name == name) {
-        return Ok(vec![Choice::Series(series)]);
+        return Ok(Choice::Series(series));
     }
     if name.contains('/') {
-        return Ok(vec![Choice::File(Path::new(name))]);
+        return Ok(Choice::File(Path::new(name)));
     }
     let known: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
     bail!(
@@ -227,26 +331,28 @@ fn choose_kernels(name: &str) -> Result<Vec<Choice<'_>>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn kernels_are_chosen_by_name_or_path() {
-        assert_eq!(choose_kernels("all").unwrap().len(), SERIES.len());
-        assert!(matches!(
-            choose_kernels("6.1").unwrap()[..],
-            [Choice::Series(series)] if series.name == "6.1"
-        ));
-        assert!(matches!(
-            choose_kernels("./vmlinuz").unwrap()[..],
-            [Choice::File(_)]
-        ));
-        let error = choose_kernels("6.2").unwrap_err().to_string();
-        assert!(error.contains("6.12, newest, all"), "{error}");
+    fn names(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
     }
 
     #[test]
-    fn all_modes_are_those_with_something_to_compare() {
-        assert_eq!(modes("all").unwrap(), [CgroupMode::Hybrid, CgroupMode::V2]);
-        assert_eq!(modes("v1").unwrap(), [CgroupMode::V1]);
-        assert!(modes("v3").is_err());
+    fn kernels_are_chosen_by_name_or_path() {
+        let all = names(&["all"]);
+        assert_eq!(choose_kernels(&all).unwrap().len(), SERIES.len());
+        assert!(matches!(
+            choose_kernels(&names(&["6.1", "./vmlinuz"])).unwrap()[..],
+            [Choice::Series(series), Choice::File(_)] if series.name == "6.1"
+        ));
+        let error = choose_kernels(&names(&["6.1", "6.2"])).unwrap_err();
+        assert!(error.to_string().contains("6.12, newest, all"), "{error}");
+    }
+
+    #[test]
+    fn modes_are_those_that_are_named_or_the_kernels() {
+        assert_eq!(modes(&names(&["all"])).unwrap(), None);
+        let some = modes(&names(&["v1", "v2"])).unwrap();
+        assert_eq!(some, Some(vec![CgroupMode::V1, CgroupMode::V2]));
+        assert!(modes(&names(&["v1", "v3"])).is_err());
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use cleanup_tests::guest::{CgroupMode, EXIT_PORT, Job};
+use anyhow::{Context, Result, bail};
+use cleanup_tests::guest::{CgroupMode, EXIT_PORT};
+use cleanup_tests::service::spawn_bound;
 use cleanup_tests::{cache, wait};
 
 use super::fetch::{Kernel, Qemu};
@@ -22,7 +23,8 @@ const VERSION_LIMIT: Duration = Duration::from_secs(20);
 const KVM_LIMIT: Duration = Duration::from_secs(15);
 /// Of a person at the prompt.
 const SESSION_LIMIT: Duration = Duration::from_hours(12);
-const MEMORY: &str = "1024";
+/// Docker's programs lie in it, and what it makes.
+const MEMORY: &str = "2048";
 
 /// How the guest's instructions are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,19 @@ impl Accel {
     }
 }
 
+/// A guest to be.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    pub(crate) accel: Accel,
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) initrd: &'a [u8],
+    pub(crate) limit: Duration,
+    /// Where its console is written to.
+    pub(crate) log: &'a Path,
+    /// Where its console is to be seen at once, what stands before each line.
+    pub(crate) live: Option<&'a str>,
+}
+
 /// What came of a guest.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -68,36 +83,36 @@ impl Qemu {
         Ok(text.lines().next().unwrap_or_default().to_owned())
     }
 
-    /// Boots a kernel with an initial RAM file system, and waits for the end.
-    pub(crate) fn run(
-        &self,
-        accel: Accel,
-        kernel: &Kernel,
-        initrd: &[u8],
-        limit: Duration,
-        log: &Path,
-        live: bool,
-    ) -> Result<Outcome> {
+    /// Boots a guest and waits for its end.
+    pub(crate) fn run(&self, guest: &Guest<'_>) -> Result<Outcome> {
+        let Guest {
+            accel,
+            kernel,
+            initrd,
+            limit,
+            log,
+            live,
+        } = guest;
         let dir = tempfile::tempdir()?;
         let initrd_file = dir.path().join("initrd");
         fs::write(&initrd_file, initrd)
             .with_context(|| format!("writing {}", initrd_file.display()))?;
         let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let start = Instant::now();
-        let child = self
-            .command(accel, kernel, &initrd_file, "stdio")
+        let mut command = self.command(*accel, kernel, &initrd_file, "stdio");
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(file.try_clone()?)
-            .spawn()
-            .with_context(|| format!("starting {}", self.program.display()))?;
+            // Ctrl-C is for us, who then end it.
+            .process_group(0);
+        let child =
+            spawn_bound(command).with_context(|| format!("starting {}", self.program.display()))?;
         let mut machine = Machine { child };
         let stdout = machine.child.stdout.take().context("a pipe to QEMU")?;
-        let reader = Reader::start(stdout, file, live);
-        let end = machine.wait(limit)?;
+        let reader = Reader::start(stdout, file, live.map(str::to_owned));
+        let end = machine.wait(*limit)?;
         drop(machine);
-        // Ctrl-C reaches QEMU, too, which then ends as if it were content.
-        ensure!(!wait::interrupted(), "interrupted while a guest ran");
         Ok(Outcome {
             verdict: Verdict::of(end, &reader.finish()?),
             log: fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?,
@@ -111,9 +126,8 @@ impl Qemu {
         let initrd_file = dir.path().join("initrd");
         fs::write(&initrd_file, initrd)
             .with_context(|| format!("writing {}", initrd_file.display()))?;
-        let child = self
-            .command(accel, kernel, &initrd_file, "mon:stdio")
-            .spawn()
+        // It shares the terminal, and so the group of processes that may read from it.
+        let child = spawn_bound(self.command(accel, kernel, &initrd_file, "mon:stdio"))
             .with_context(|| format!("starting {}", self.program.display()))?;
         match (Machine { child }).wait(SESSION_LIMIT)? {
             // It was switched off, or left by Ctrl-A X; or the shell ended in whatever way.
@@ -142,8 +156,8 @@ impl Qemu {
             .arg(&kernel.image)
             .arg("-initrd")
             .arg(initrd)
-            // A panic ends the machine at once.
-            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+            // A panic ends the machine at once. Docker would want to load its profile.
+            .args(["-append", "console=ttyS0 quiet panic=-1 apparmor=0"]);
         command
     }
 
@@ -180,13 +194,15 @@ impl Qemu {
 
     fn try_kvm(&self, kernel: &Kernel, image: &Image) -> Result<bool> {
         println!("Trying whether KVM works here ...");
-        let nothing = Job {
-            cgroups: CgroupMode::V2,
-            programs: Vec::new(),
-        };
         let log = tempfile::NamedTempFile::new()?;
-        let initrd = image.with(&nothing)?;
-        let outcome = self.run(Accel::Kvm, kernel, &initrd, KVM_LIMIT, log.path(), false)?;
+        let outcome = self.run(&Guest {
+            accel: Accel::Kvm,
+            kernel,
+            initrd: &image.with(kernel, CgroupMode::V2, Vec::new())?,
+            limit: KVM_LIMIT,
+            log: log.path(),
+            live: None,
+        })?;
         Ok(outcome.verdict.passed())
     }
 }
@@ -238,12 +254,12 @@ impl Drop for Machine {
 struct Reader(JoinHandle<Result<String>>);
 
 impl Reader {
-    fn start(console: ChildStdout, mut file: File, live: bool) -> Self {
+    fn start(console: ChildStdout, mut file: File, live: Option<String>) -> Self {
         Self(thread::spawn(move || {
             let mut log = String::new();
             for_each_line(console, |line| {
-                if live {
-                    println!("  | {line}");
+                if let Some(mark) = &live {
+                    println!("{mark}| {line}");
                 }
                 log.push_str(line);
                 log.push('\n');

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cleanup_tests::guest::{CgroupMode, Line};
 
 use super::qemu::Outcome;
+use super::suite::{Suite, TOOLS};
 use crate::exec::seconds;
 use crate::table::Table;
 
@@ -22,8 +23,8 @@ pub(crate) struct Cell {
 struct Facts {
     boot: Option<Duration>,
     lacks: Vec<String>,
+    /// What ran, with the number of tests in it.
     programs: Vec<String>,
-    tests: Option<String>,
     load_ms: Option<String>,
     instructions: Option<String>,
 }
@@ -37,15 +38,18 @@ impl Facts {
                 Some(Line::Booted { uptime, .. }) => facts.boot = Some(uptime),
                 Some(Line::Lacks { controller }) => facts.lacks.push(controller),
                 Some(Line::Begins { program }) => {
-                    facts.programs.push(program.clone());
+                    if program != TOOLS {
+                        facts.programs.push(program.clone());
+                    }
                     running = program;
                 }
                 Some(Line::Ended { .. } | Line::Broken { .. } | Line::Exit { .. }) | None => {}
             }
-            if running == "kernel"
-                && let Some(result) = line.strip_prefix("test result: ")
+            if let Some(result) = line.strip_prefix("test result: ")
+                && let Some(program) = facts.programs.last_mut()
+                && *program == running
             {
-                facts.tests = Some(counts(result));
+                *program = format!("{running} {}", counts(result));
             }
             if let Some((_, figures)) = line.split_once("probe: load_ms=")
                 && let Some((load, instructions)) = figures.split_once(" instructions=")
@@ -58,21 +62,24 @@ impl Facts {
     }
 }
 
-/// `29 passed`, and what failed or was left out, if anything was.
+/// How many passed, and how many failed, if any did.
 fn counts(result: &str) -> String {
-    let counts = result
-        .split_once(". ")
-        .map_or(result, |(_, counts)| counts)
-        .split("; ")
-        .filter(|count| {
-            count.ends_with(" passed") || (count.ends_with(" failed") && !count.starts_with("0 "))
-        });
-    counts.collect::<Vec<_>>().join(", ")
+    let count = |what: &str| {
+        let counts = result.split_once(". ").map_or(result, |(_, counts)| counts);
+        let mut counts = counts.split("; ");
+        counts.find_map(|count| count.strip_suffix(what)?.parse::<u32>().ok())
+    };
+    match (count(" passed"), count(" failed")) {
+        (Some(passed), Some(0)) => passed.to_string(),
+        (Some(passed), Some(failed)) => format!("{passed} ({failed} FAILED)"),
+        _ => "?".to_owned(),
+    }
 }
 
 /// All that ran.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
+    pub(crate) suite: Suite,
     pub(crate) cells: Vec<Cell>,
 }
 
@@ -87,8 +94,7 @@ impl fmt::Display for Report {
         let mut table = Table::new([
             "kernel",
             "cgroups",
-            "ran",
-            "tests",
+            "ran (tests)",
             "boot",
             "all",
             "BPF instructions",
@@ -96,7 +102,7 @@ impl fmt::Display for Report {
             "v1 lacks",
             "result",
         ])
-        .left([1, 2, 8, 9]);
+        .left([1, 2, 7, 8]);
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         for Cell {
             kernel,
@@ -113,8 +119,7 @@ impl fmt::Display for Report {
             table.row([
                 kernel.clone(),
                 mode.name().to_owned(),
-                facts.programs.join(" "),
-                or_none(facts.tests),
+                facts.programs.join(", "),
                 or_none(facts.boot.map(seconds)),
                 seconds(outcome.took),
                 or_none(facts.instructions),
@@ -123,7 +128,27 @@ impl fmt::Display for Report {
                 outcome.verdict.to_string(),
             ]);
         }
-        write!(f, "{table}")
+        write!(f, "{table}")?;
+        // Each of them once, with where that was.
+        let mut named = Vec::new();
+        for left in self
+            .cells
+            .iter()
+            .flat_map(|cell| self.suite.left_out(cell.mode))
+        {
+            if named.contains(&left) {
+                continue;
+            }
+            let is_there = |mode: &CgroupMode| {
+                self.cells.iter().any(|cell| cell.mode == *mode)
+                    && self.suite.left_out(*mode).contains(&left)
+            };
+            let modes = CgroupMode::ALL.into_iter().filter(is_there);
+            let modes: Vec<&str> = modes.map(CgroupMode::name).collect();
+            writeln!(f, "left out ({}): {left}", modes.join(", "))?;
+            named.push(left);
+        }
+        Ok(())
     }
 }
 
@@ -135,7 +160,7 @@ mod tests {
     const LOG: &str = "LAB lacks memory\nLAB booted 6.12.117 2300\nLAB begins probe\n\
         test loading ... probe: load_ms=450 instructions=1234\n\
         test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 31 filtered out\n\
-        LAB ended probe 0 500\nLAB begins kernel\n\
+        LAB ended probe 0 500\nLAB begins tools\nLAB ended tools 0 1\nLAB begins kernel\n\
         test result: ok. 29 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out\n\
         LAB ended kernel 0 9000\nLAB exit=0\n";
 
@@ -146,8 +171,7 @@ mod tests {
             Facts {
                 boot: Some(Duration::from_millis(2300)),
                 lacks: vec!["memory".to_owned()],
-                programs: vec!["probe".to_owned(), "kernel".to_owned()],
-                tests: Some("29 passed".to_owned()),
+                programs: vec!["probe 1".to_owned(), "kernel 29".to_owned()],
                 load_ms: Some("450".to_owned()),
                 instructions: Some("1234".to_owned()),
             }
@@ -158,13 +182,16 @@ mod tests {
     fn failures_are_counted() {
         assert_eq!(
             counts("FAILED. 28 passed; 1 failed; 0 ignored; 0 measured"),
-            "28 passed, 1 failed"
+            "28 (1 FAILED)"
         );
     }
 
     #[test]
     fn nothing_that_ran_is_no_success() {
-        let mut report = Report::default();
+        let mut report = Report {
+            suite: Suite::Full,
+            cells: Vec::new(),
+        };
         assert!(!report.passed());
         for verdict in [Verdict::Passed, Verdict::Broken("x".to_owned())] {
             report.cells.push(Cell {
@@ -178,6 +205,11 @@ mod tests {
             });
             assert_eq!(report.passed(), verdict.passed());
         }
-        assert!(report.to_string().contains("BROKEN: x"));
+        let text = report.to_string();
+        assert!(text.contains("BROKEN: x"));
+        // Two guests of one mode: named once.
+        let why = "left out (hybrid): standin races::…: ";
+        assert_eq!(text.matches(why).count(), 1, "{text}");
+        assert!(!text.contains("no version 2 is mounted"), "{text}");
     }
 }

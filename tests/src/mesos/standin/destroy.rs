@@ -150,8 +150,14 @@ impl<'a> Destroy<'a> {
         if self.recovered && !cgroup.exists() {
             return Ok(());
         }
-        fs::write(cgroup.join("cgroup.kill"), "1")
-            .with_context(|| format!("{} does not exist", cgroup.display()))
+        ensure!(cgroup.is_dir(), "{} does not exist", cgroup.display());
+        let file = cgroup.join("cgroup.kill");
+        if !file.exists() {
+            // Before Linux 5.14.
+            processes(cgroup).iter().for_each(Process::kill);
+            return Ok(());
+        }
+        fs::write(&file, "1").with_context(|| format!("writing {}", file.display()))
     }
 
     fn reap(&self, cgroup: &Path) -> Result<()> {

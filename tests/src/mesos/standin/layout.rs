@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cgroups::CgroupRoot;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::watcher::AgentPlace;
@@ -25,6 +26,36 @@ pub enum CgroupLayout {
     V1,
     /// `<root>/<container id>/leaf` in the unified hierarchy.
     V2,
+}
+
+impl CgroupLayout {
+    /// Those for which the hierarchies are mounted here; the first is what agents use.
+    pub fn all_of_this_host() -> Result<Vec<Self>> {
+        // Only their mounts are of interest.
+        let roots = CgroupRoot::new("any")?;
+        let mut layouts = Vec::new();
+        if roots
+            .dirs()
+            .iter()
+            .any(|root| has_controller(root, "freezer"))
+        {
+            layouts.push(Self::V1);
+        }
+        if roots.dirs().iter().any(|root| is_unified(root)) {
+            layouts.push(Self::V2);
+        }
+        ensure!(
+            !layouts.is_empty(),
+            "neither a freezer nor a unified hierarchy is mounted"
+        );
+        Ok(layouts)
+    }
+
+    /// What agents use here.
+    pub fn of_this_host() -> Result<Self> {
+        let layouts = Self::all_of_this_host()?;
+        layouts.first().copied().context("no layout")
+    }
 }
 
 /// The places of one agent.
