@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::{self, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use cleanup_tests::guest::{
-    CgroupMode, EXIT_MAX, EXIT_OFFSET, EXIT_PORT, JOB_FILE, Job, Line, Program,
+    CgroupMode, EXIT_MAX, EXIT_OFFSET, JOB_FILE, Job, Line, Program, leave,
 };
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
@@ -243,22 +243,4 @@ fn end(status: u8) -> ! {
     // Without the exit device this is a status that counts as a failure.
     let _ = reboot(RebootCommand::PowerOff);
     process::exit(1)
-}
-
-/// Writes to QEMU's exit device. Debian's kernels have no /dev/port.
-#[cfg(target_arch = "x86_64")]
-fn leave(value: u8) -> Result<()> {
-    // SAFETY: takes no pointers; it only lets this process use one port.
-    let allowed = unsafe { libc::ioperm(EXIT_PORT.into(), 1, 1) };
-    ensure!(allowed == 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the port was granted above, and reading or writing it touches no memory.
-    unsafe {
-        std::arch::asm!("out dx, al", in("dx") EXIT_PORT, in("al") value, options(nomem, nostack));
-    }
-    Ok(())
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn leave(_: u8) -> Result<()> {
-    anyhow::bail!("there is one on x86_64 only")
 }

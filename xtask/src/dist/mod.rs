@@ -98,6 +98,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Packages to be tried.
+#[derive(Debug)]
+pub(crate) struct Debs {
+    pub(crate) first: PathBuf,
+    /// The same as a later version, with other conffiles.
+    pub(crate) next: PathBuf,
+}
+
+/// Makes all packages, and one more for an upgrade.
+pub(crate) fn debs() -> Result<Debs> {
+    run(&Args { no_build: false })?;
+    let release = Release::new()?;
+    let first = listing(&release.dist)?
+        .into_iter()
+        .map(|(name, _)| release.dist.join(name))
+        .find(|file| file.extension().is_some_and(|kind| kind == "deb"))
+        .context("no .deb was made")?;
+    let next = verify::next_version(&release, &first)?;
+    Ok(Debs { first, next })
+}
+
 impl Release {
     fn new() -> Result<Self> {
         let metadata =

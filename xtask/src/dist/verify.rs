@@ -38,7 +38,7 @@ pub(super) fn deb(release: &Release, deb: &Path) -> Result<String> {
     }
     let trial = Trial::new(release, &busybox)?;
     trial.contents(deb)?;
-    let next = trial.next_version(deb)?;
+    let next = next_version(release, deb)?;
 
     // What an operator has changed stays, beside what the package has now; what was
     // left alone is replaced.
@@ -86,6 +86,36 @@ pub(super) fn deb(release: &Release, deb: &Path) -> Result<String> {
         in a directory of its own"
             .to_owned(),
     )
+}
+
+/// The same with a later version and other conffiles.
+pub(super) fn next_version(release: &Release, deb: &Path) -> Result<PathBuf> {
+    let tree = release.work.join("next");
+    let tool = || Tool::new("dpkg-deb", TOOL_LIMIT);
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| format!("emptying {}", tree.display()))?;
+    }
+    tool().arg("--raw-extract").arg(deb).arg(&tree).read()?;
+    let control = tree.join("DEBIAN/control");
+    let text: String = fs::read_to_string(&control)?
+        .lines()
+        .map(|line| match line.strip_prefix("Version: ") {
+            Some(version) => format!("Version: {version}.1\n"),
+            None => format!("{line}\n"),
+        })
+        .collect();
+    fs::write(&control, text)?;
+    for (path, more) in [(CONFIG, "# next\n"), (MODULES, "\n")] {
+        let text = fs::read_to_string(tree.join(path))?;
+        fs::write(tree.join(path), text + more)?;
+    }
+    let next = release.work.join("next.deb");
+    tool()
+        .args(["--build", "--root-owner-group", "-Znone"])
+        .arg(&tree)
+        .arg(&next)
+        .read()?;
+    Ok(next)
 }
 
 struct Trial {
@@ -166,33 +196,6 @@ impl Trial {
             ensure!(found, "no {mode} 0/0 {path} in {}:\n{list}", deb.display());
         }
         Ok(())
-    }
-
-    /// The same with a later version and other conffiles.
-    fn next_version(&self, deb: &Path) -> Result<PathBuf> {
-        let tree = self.work.join("next");
-        let tool = || Tool::new("dpkg-deb", TOOL_LIMIT);
-        tool().arg("--raw-extract").arg(deb).arg(&tree).read()?;
-        let control = tree.join("DEBIAN/control");
-        let text: String = fs::read_to_string(&control)?
-            .lines()
-            .map(|line| match line.strip_prefix("Version: ") {
-                Some(version) => format!("Version: {version}.1\n"),
-                None => format!("{line}\n"),
-            })
-            .collect();
-        fs::write(&control, text)?;
-        for (path, more) in [(CONFIG, "# next\n"), (MODULES, "\n")] {
-            let text = fs::read_to_string(tree.join(path))?;
-            fs::write(tree.join(path), text + more)?;
-        }
-        let next = self.work.join("next.deb");
-        tool()
-            .args(["--build", "--root-owner-group", "-Znone"])
-            .arg(&tree)
-            .arg(&next)
-            .read()?;
-        Ok(next)
     }
 
     fn has(&self, path: &str) -> bool {

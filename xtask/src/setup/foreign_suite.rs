@@ -22,15 +22,11 @@ impl ForeignSuite {
     /// Reads the suite's package lists. `None` when this machine's apt is not
     /// configured for a mirror of its release.
     pub(crate) fn open(codename: &str, suite: &str) -> Result<Option<Self>, Error> {
-        let rows = Tool::new("apt-get", PROBE_LIMIT)
-            .args(["indextargets", "--format", MIRROR_ROW])
-            .read()?;
-        let Some(site) = mirror(&rows, codename) else {
+        let Some(DebianMirror { site, options }) = DebianMirror::of_release(codename)? else {
             return Ok(None);
         };
-        let settings = Tool::new("apt-config", PROBE_LIMIT).arg("dump").read()?;
         let dir = TempDir::new().map_err(Error::io("cannot make a temporary folder"))?;
-        lay(dir.path(), site, suite, &settings).map_err(Error::io(format!(
+        lay(dir.path(), &site, suite, &options).map_err(Error::io(format!(
             "cannot write in {}",
             dir.path().display()
         )))?;
@@ -76,6 +72,31 @@ impl ForeignSuite {
         Tool::new(program, limit)
             .env("APT_CONFIG", self.dir.path().join("apt.conf"))
             .env("LC_ALL", "C")
+    }
+}
+
+/// The Debian mirror that this machine's apt is configured for, and how it is reached.
+#[derive(Debug)]
+pub(crate) struct DebianMirror {
+    pub(crate) site: String,
+    /// Lines of an apt.conf.
+    pub(crate) options: Vec<String>,
+}
+
+impl DebianMirror {
+    /// `None` when apt is not configured for a mirror of that release.
+    pub(super) fn of_release(codename: &str) -> Result<Option<Self>, Error> {
+        let rows = Tool::new("apt-get", PROBE_LIMIT)
+            .args(["indextargets", "--format", MIRROR_ROW])
+            .read()?;
+        let Some(site) = mirror(&rows, codename) else {
+            return Ok(None);
+        };
+        let settings = Tool::new("apt-config", PROBE_LIMIT).arg("dump").read()?;
+        Ok(Some(Self {
+            site: site.to_owned(),
+            options: way_to_the_mirror(&settings),
+        }))
     }
 }
 
@@ -130,26 +151,26 @@ fn madison_versions(answer: &str) -> Vec<String> {
 }
 
 /// Lays out apt's state beneath `dir`.
-fn lay(dir: &Path, site: &str, suite: &str, machine_settings: &str) -> io::Result<()> {
+fn lay(dir: &Path, site: &str, suite: &str, options: &[String]) -> io::Result<()> {
     for sub in ["lists/partial", "cache/archives/partial", "none"] {
         fs::create_dir_all(dir.join(sub))?;
     }
     fs::write(dir.join("status"), "")?;
-    let options = if Path::new(DEBIAN_KEYRING).exists() {
+    let signed_by = if Path::new(DEBIAN_KEYRING).exists() {
         format!("[signed-by={DEBIAN_KEYRING}] ")
     } else {
         String::new()
     };
     fs::write(
         dir.join("sources.list"),
-        format!("deb {options}{site} {suite} main\n"),
+        format!("deb {signed_by}{site} {suite} main\n"),
     )?;
-    fs::write(dir.join("apt.conf"), settings(dir, machine_settings))
+    fs::write(dir.join("apt.conf"), settings(dir, options))
 }
 
 /// An apt.conf that takes nothing from the machine (its hooks would run, and
 /// clean the machine's own archives) but how it reaches its mirror.
-fn settings(dir: &Path, machine_settings: &str) -> String {
+fn settings(dir: &Path, options: &[String]) -> String {
     let dir = dir.display();
     let mut text = format!(
         "Dir::Etc::main \"/dev/null\";\n\
@@ -165,6 +186,15 @@ fn settings(dir: &Path, machine_settings: &str) -> String {
          Acquire::Languages \"none\";\n\
          Acquire::Retries \"2\";\n"
     );
+    for line in options {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// Of the machine's settings, those that say how a mirror is reached.
+fn way_to_the_mirror(machine_settings: &str) -> Vec<String> {
     let kept = [
         "Acquire::http",
         "Acquire::https",
@@ -172,13 +202,11 @@ fn settings(dir: &Path, machine_settings: &str) -> String {
         // A mirror may be a snapshot, whose signatures have expired.
         "Acquire::Check-Valid-Until",
     ];
-    for line in machine_settings.lines() {
-        if kept.iter().any(|prefix| line.starts_with(prefix)) {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
+    let lines = machine_settings.lines();
+    lines
+        .filter(|line| kept.iter().any(|prefix| line.starts_with(prefix)))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -237,7 +265,7 @@ mod tests {
         let machine = "DPkg::Post-Invoke:: \"rm -f /var/cache/apt/archives/*.deb || true\";\n\
                        Acquire::http::Proxy \"http://proxy.example:3128\";\n\
                        Acquire::IndexTargets::deb::DEP-11::MetaKey \"x\";\n";
-        let text = settings(Path::new("/d"), machine);
+        let text = settings(Path::new("/d"), &way_to_the_mirror(machine));
         assert!(text.contains("Acquire::http::Proxy \"http://proxy.example:3128\";\n"));
         assert!(!text.contains("Post-Invoke"));
         assert!(!text.contains("DEP-11"));

@@ -27,7 +27,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::exec::seconds;
 pub(crate) use apt::Apt;
-pub(crate) use foreign_suite::ForeignSuite;
+pub(crate) use foreign_suite::{DebianMirror, ForeignSuite};
 use machine::Machine;
 pub(crate) use machine::search_path;
 
@@ -235,6 +235,15 @@ pub(crate) fn debian_suite(suite: &str) -> Result<ForeignSuite> {
     let codename = Machine::look()?.distro.codename;
     ForeignSuite::open(&codename, suite)?
         .with_context(|| format!("apt is not configured for a Debian mirror of {codename:?}"))
+}
+
+impl DebianMirror {
+    /// An error if apt is not configured for one.
+    pub(crate) fn of_machine() -> Result<Self> {
+        let codename = Machine::look()?.distro.codename;
+        Self::of_release(&codename)?
+            .with_context(|| format!("apt is not configured for a Debian mirror of {codename:?}"))
+    }
 }
 
 /// A program on [`search_path`].

@@ -97,6 +97,11 @@ struct Built {
     standin_suite: PathBuf,
 }
 
+/// Builds the programs, and returns where they are.
+pub(super) fn programs() -> Result<PathBuf> {
+    Ok(build_programs()?.directory)
+}
+
 fn build_programs() -> Result<Built> {
     let build = || {
         workspace::cargo(["build"], BUILD_LIMIT)

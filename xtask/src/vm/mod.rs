@@ -8,6 +8,7 @@ mod modules;
 mod qemu;
 mod report;
 mod suite;
+mod systemd;
 mod verdict;
 
 use std::collections::VecDeque;
@@ -53,6 +54,11 @@ What runs, with --suite smoke:
 and with --suite full instead of the last:
   kernel   tests/suites/kernel.rs, where hierarchies of both versions are mounted
   standin  tests/suites/standin: Docker and the daemon at work, the agent a stand-in
+With --suite systemd, two guests that are whole Debians, made by mmdebstrap in the cache
+folder (as root), with systemd as their first process and Docker as its service: our
+.deb is installed, observes, is reloaded, stops pods, is killed, stopped by SIGSTOP,
+upgraded and purged. 5.10 with Debian 12 (hybrid, cgroupfs driver), 6.12 with Debian 13
+(v2, systemd driver); --cgroup, --jobs and --shell do not count.
 A test that a guest cannot run, or not in reasonable time, is named at the end with
 the reason. No guest has a Mesos agent: its packages do not run on all of these.
 
@@ -66,6 +72,7 @@ Examples:
   cargo xtask vm --suite full --jobs 2 --quiet        All of it: half an hour without KVM
   cargo xtask vm --kernel 5.10,6.12 --cgroup v1,v2    Four guests
   cargo xtask vm --kernel 6.12 --cgroup v2 --shell
+  cargo xtask vm --suite systemd                      The package under a real systemd
   cargo xtask vm --kernel /boot/vmlinuz-6.6.0         A kernel of your own: the serial
                                                       console, tmpfs and BTF built in
 
@@ -132,8 +139,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     );
     // Before anything is built: it is the user's mistake, if it is one.
     let modes = modes(&args.cgroup)?;
-    choose_kernels(&args.kernel)?;
+    if args.suite != Suite::Systemd {
+        choose_kernels(&args.kernel)?;
+    }
     setup::ensure(&[Need::BpfToolchain, Need::Docker], Consent::Given)?;
+    if args.suite == Suite::Systemd {
+        return stage::interruptible(|| systemd::run(args));
+    }
     stage::interruptible(|| run_all(args, modes.as_deref()))
 }
 
@@ -259,6 +271,8 @@ impl Lab<'_> {
             accel: self.accel,
             kernel,
             initrd: &initrd,
+            memory_mib: qemu::MEMORY_MIB,
+            options: "",
             limit: Duration::from_secs(self.args.limit),
             log: &log,
             live: (!self.args.quiet).then_some(&*mark),

@@ -24,7 +24,10 @@ const KVM_LIMIT: Duration = Duration::from_secs(15);
 /// Of a person at the prompt.
 const SESSION_LIMIT: Duration = Duration::from_hours(12);
 /// Docker's programs lie in it, and what it makes.
-const MEMORY: &str = "2048";
+pub(crate) const MEMORY_MIB: u32 = 2048;
+
+/// A panic ends the machine at once. Docker would want to load its profile for AppArmor.
+const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=-1 apparmor=0";
 
 /// How the guest's instructions are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,9 @@ pub(crate) struct Guest<'a> {
     pub(crate) accel: Accel,
     pub(crate) kernel: &'a Kernel,
     pub(crate) initrd: &'a [u8],
+    pub(crate) memory_mib: u32,
+    /// For its kernel and first process, beside those that all have.
+    pub(crate) options: &'a str,
     pub(crate) limit: Duration,
     /// Where its console is written to.
     pub(crate) log: &'a Path,
@@ -89,6 +95,8 @@ impl Qemu {
             accel,
             kernel,
             initrd,
+            memory_mib,
+            options,
             limit,
             log,
             live,
@@ -100,6 +108,8 @@ impl Qemu {
         let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let start = Instant::now();
         let mut command = self.command(*accel, kernel, &initrd_file, "stdio");
+        command.args(["-m", &memory_mib.to_string()]);
+        command.args(["-append", &format!("{KERNEL_OPTIONS} {options}")]);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -127,8 +137,10 @@ impl Qemu {
         fs::write(&initrd_file, initrd)
             .with_context(|| format!("writing {}", initrd_file.display()))?;
         // It shares the terminal, and so the group of processes that may read from it.
-        let child = spawn_bound(self.command(accel, kernel, &initrd_file, "mon:stdio"))
-            .with_context(|| format!("starting {}", self.program.display()))?;
+        let mut command = self.command(accel, kernel, &initrd_file, "mon:stdio");
+        command.args(["-m", &MEMORY_MIB.to_string(), "-append", KERNEL_OPTIONS]);
+        let child =
+            spawn_bound(command).with_context(|| format!("starting {}", self.program.display()))?;
         match (Machine { child }).wait(SESSION_LIMIT)? {
             // It was switched off, or left by Ctrl-A X; or the shell ended in whatever way.
             End::Status(0 | 129..) => Ok(()),
@@ -147,7 +159,7 @@ impl Qemu {
             }
         }
         command
-            .args(["-M", "q35", "-smp", "1", "-m", MEMORY])
+            .args(["-M", "q35", "-smp", "1"])
             .args(["-accel", accel.name(), "-cpu", accel.cpu()])
             .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", serial])
             .arg("-device")
@@ -155,9 +167,7 @@ impl Qemu {
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
-            .arg(initrd)
-            // A panic ends the machine at once. Docker would want to load its profile.
-            .args(["-append", "console=ttyS0 quiet panic=-1 apparmor=0"]);
+            .arg(initrd);
         command
     }
 
@@ -199,6 +209,8 @@ impl Qemu {
             accel: Accel::Kvm,
             kernel,
             initrd: &image.with(kernel, CgroupMode::V2, Vec::new())?,
+            memory_mib: MEMORY_MIB,
+            options: "",
             limit: KVM_LIMIT,
             log: log.path(),
             live: None,

@@ -13,6 +13,8 @@ pub(crate) enum Suite {
     Smoke,
     /// All that a kernel and its cgroups can make a difference to
     Full,
+    /// The package and its units under a real systemd
+    Systemd,
 }
 
 /// Tests that a guest does not run.
@@ -113,6 +115,8 @@ impl Suite {
         ];
         match self {
             Self::Smoke => programs.push(program("death", &[STANDIN_SUITE, "--exact", DEATH])),
+            // Its guests are others.
+            Self::Systemd => {}
             Self::Full => {
                 // Its load test is a program of its own, above.
                 programs.extend(self.most_of(KERNEL, KERNEL_SUITE, mode, &[LOAD]));
@@ -124,7 +128,7 @@ impl Suite {
 
     /// Of what it would run otherwise.
     pub(crate) fn left_out(self, mode: CgroupMode) -> Vec<&'static LeftOut> {
-        if self == Self::Smoke {
+        if self != Self::Full {
             return Vec::new();
         }
         let fits = |left: &&LeftOut| left.modes.contains(&mode);

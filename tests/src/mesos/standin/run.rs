@@ -212,7 +212,7 @@ impl StandInRun {
     }
 
     /// Where its processes sit in the launcher's hierarchy.
-    fn seat(&self) -> PathBuf {
+    pub fn seat(&self) -> PathBuf {
         match self.layout.layout() {
             CgroupLayout::V1 => self.launcher_cgroup(),
             CgroupLayout::V2 => self.launcher_cgroup().join("leaf"),
