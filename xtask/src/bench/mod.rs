@@ -4,6 +4,7 @@
 mod agents;
 mod chart;
 mod document;
+mod filter;
 mod hook;
 mod latency;
 mod part;
@@ -41,6 +42,7 @@ Examples:
   cargo xtask bench latency --deaths 50 --idle-only
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
+  cargo xtask bench filter                     What an exit costs that is nobody's
   cargo xtask bench reconcile                  A survey of a host with a long past")]
 pub(crate) struct Args {
     /// Less of everything, in some minutes
@@ -58,17 +60,21 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Bench {
     Latency(latency::Args),
+    Filter(filter::Args),
     Hook(hook::Args),
     Reconcile(reconcile::Args),
 }
 
+type Measure = fn(Scale) -> Result<Part>;
+
 /// Each benchmark, in the order of the report.
-const ALL: &[(&str, fn(Scale) -> Result<Part>)] = &[];
+const ALL: &[(&str, Measure)] = &[("filter", filter::measure)];
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         None => all(args),
         Some(Bench::Latency(args)) => latency::run(args),
+        Some(Bench::Filter(args)) => filter::run(args),
         Some(Bench::Hook(args)) => hook::run(args),
         Some(Bench::Reconcile(args)) => reconcile::run(args),
     }
@@ -80,11 +86,7 @@ fn all(args: &Args) -> Result<ExitCode> {
 }
 
 fn measure_all(args: &Args) -> Result<ExitCode> {
-    let scale = if args.quick {
-        Scale::Quick
-    } else {
-        Scale::Full
-    };
+    let scale = Scale::of(args.quick);
     let facts = Facts::look()?;
     let mut parts = Vec::new();
     let mut failed = Vec::new();
