@@ -68,7 +68,11 @@ enum Bench {
 type Measure = fn(Scale) -> Result<Part>;
 
 /// Each benchmark, in the order of the report.
-const ALL: &[(&str, Measure)] = &[("filter", filter::measure)];
+const ALL: &[(&str, Measure)] = &[
+    ("filter", filter::measure),
+    ("reconcile", reconcile::measure),
+    ("hook", hook::measure),
+];
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
