@@ -3,15 +3,21 @@
 
 mod agents;
 mod chart;
+mod death;
+mod direct;
 mod document;
 mod filter;
 mod hook;
 mod latency;
+mod mass;
 mod part;
 mod reconcile;
 mod report;
+mod scrape;
 mod storm;
+mod trace;
 mod usage;
+mod weight;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +49,8 @@ Examples:
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
   cargo xtask bench filter                     What an exit costs that is nobody's
+  cargo xtask bench mass                       100 executors at once, and the C++ hook's steps
+  cargo xtask bench weight                     Memory, context switches, growth
   cargo xtask bench reconcile                  A survey of a host with a long past")]
 pub(crate) struct Args {
     /// Less of everything, in some minutes
@@ -62,6 +70,8 @@ enum Bench {
     Latency(latency::Args),
     Filter(filter::Args),
     Hook(hook::Args),
+    Mass(mass::Args),
+    Weight(weight::Args),
     Reconcile(reconcile::Args),
 }
 
@@ -70,6 +80,9 @@ type Measure = fn(Scale) -> Result<Part>;
 /// Each benchmark, in the order of the report.
 const ALL: &[(&str, Measure)] = &[
     ("filter", filter::measure),
+    ("latency", latency::measure),
+    ("mass", mass::measure),
+    ("weight", weight::measure),
     ("reconcile", reconcile::measure),
     ("hook", hook::measure),
 ];
@@ -80,12 +93,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Some(Bench::Latency(args)) => latency::run(args),
         Some(Bench::Filter(args)) => filter::run(args),
         Some(Bench::Hook(args)) => hook::run(args),
+        Some(Bench::Mass(args)) => mass::run(args),
+        Some(Bench::Weight(args)) => weight::run(args),
         Some(Bench::Reconcile(args)) => reconcile::run(args),
     }
 }
 
 fn all(args: &Args) -> Result<ExitCode> {
-    stage::prepare(Need::ALL)?;
+    stage::prepare(&[Need::ALL, &[Need::CgroupTools]].concat())?;
     stage::interruptible(|| measure_all(args))
 }
 
