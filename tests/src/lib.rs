@@ -8,6 +8,7 @@
 //! and agents on the same host.
 
 pub mod bins;
+pub mod bpf;
 pub mod cache;
 pub mod cgroups;
 pub mod clean;

@@ -21,6 +21,8 @@ const CASE: Duration = Duration::from_secs(90);
 
 /// What of its log the suites read.
 const FILTER: &str = "warn,cleanup_userspace=debug";
+/// As an operator has it.
+const QUIET_FILTER: &str = "warn,cleanup_userspace=info";
 /// A line for each step of each case, too, and for each thing that a dead run may
 /// have left in Docker.
 const STEPS_FILTER: &str =
@@ -158,6 +160,17 @@ impl Watcher {
         options: &str,
     ) -> Result<Self> {
         Self::start_filtered(scratch, &docker.socket(), agents, options, FILTER)
+    }
+
+    /// [`start`](Self::start), with no more in its log than by default: for those who
+    /// measure.
+    pub fn start_quietly(
+        scratch: &Scratch,
+        docker: &Dockerd,
+        agents: &[AgentPlace],
+        options: &str,
+    ) -> Result<Self> {
+        Self::start_filtered(scratch, &docker.socket(), agents, options, QUIET_FILTER)
     }
 
     /// [`start`](Self::start), with every step of its cases in its log, for

@@ -2,6 +2,7 @@
 //! by Ctrl-C that leaves nothing behind.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -78,6 +79,18 @@ fn build(needs: &[Need], profile: Profile, packages: &[&str]) -> Result<()> {
         .show()?;
     bins::look_in(&workspace::target_dir().join(profile.directory()));
     Ok(())
+}
+
+/// Builds a helper that may depend on the daemon's own code, as this program may not, and
+/// returns its path. Call [`prepare`] first.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    let profile = Profile::Release;
+    workspace::cargo(["build"], BUILD_LIMIT)
+        .args(profile.options())
+        .args(["--package", "cleanup-tests", "--example", name])
+        .show()?;
+    let target = workspace::target_dir().join(profile.directory());
+    Ok(target.join("examples").join(name))
 }
 
 /// Makes a Mesos release available, or says what to do without one; `otherwise`:

@@ -24,7 +24,7 @@ use crate::journal::Unfinished;
 use crate::mesos::{AgentState, ContainerId, Identity, RuntimeChange, watch_runtime_dir};
 use crate::metrics::{Panicked, RequestOutcome};
 use crate::probe::{ExitSource, Losses, ProbeKind};
-use crate::process::{Proc, unix_seconds};
+use crate::process::{Proc, monotonic_ns, unix_seconds};
 use crate::reconcile::Survey;
 use crate::registry::{AgentIndex, Ended, Run};
 use crate::remains::{Question, Remains};
@@ -32,6 +32,8 @@ use crate::serve::Inquiries;
 
 /// How often losses are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// The same while nothing happens, not even what the pidfds tell: each look is a wakeup.
+const QUIET_TICK: Duration = Duration::from_secs(5);
 /// How long the end waits for the journal to be written.
 pub(super) const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -102,6 +104,8 @@ pub struct Core {
     /// Since when, in seconds since the epoch.
     pub(super) docker_since: f64,
     pub(super) ring_works: bool,
+    /// How often something was.
+    handled: u64,
     pub(super) counters: Counters,
 }
 
@@ -134,6 +138,7 @@ impl Core {
             supervisor,
             docker_since: 0.0,
             ring_works: true,
+            handled: 0,
             counters: Counters::default(),
         }
     }
@@ -180,8 +185,11 @@ impl Core {
         self.supervisor.ready(&self.standing());
 
         let pause = self.supervisor.longest_pause();
-        let mut tick = interval(pause.map_or(TICK, |pause| pause.min(TICK)));
+        let within = |tick: Duration| pause.map_or(tick, |pause| pause.min(tick));
+        let mut tick = interval(within(TICK));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut handled_before = self.handled;
+        let mut quiet = false;
         let mut surveys = surveys_every(self.host.config().reconcile_interval);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
@@ -190,6 +198,10 @@ impl Core {
             // wait behind a flood of exits.
             self.supervisor.alive();
             self.host.metrics.turned();
+            if quiet && self.handled != handled_before {
+                quiet = false;
+                tick.reset_after(within(TICK));
+            }
             tokio::select! {
                 biased;
                 // Before the exits: a flood of those must not keep it from ending.
@@ -223,6 +235,12 @@ impl Core {
                     self.guarded(Self::check_losses);
                     self.supervisor.status(&self.standing());
                     self.guarded(|core| core.sample());
+                    // The two above are no event.
+                    quiet = self.handled == handled_before + 2;
+                    if quiet {
+                        tick.reset_after(within(QUIET_TICK));
+                    }
+                    handled_before = self.handled;
                 }
                 _ = surveys.tick() => self.begin_survey(Duration::ZERO),
                 inquiry = inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
@@ -236,11 +254,14 @@ impl Core {
     /// A defect in one handler must not end the daemon: the survey finds what
     /// the handler left undone.
     fn guarded(&mut self, handle: impl FnOnce(&mut Self)) {
+        let began = monotonic_ns();
         if catch_unwind(AssertUnwindSafe(|| handle(self))).is_err() {
             self.host.metrics.panicked(Panicked::Handler);
             tracing::error!("a handler panicked; the next survey looks at everything again");
             self.begin_survey(SECOND_LOOK);
         }
+        self.host.metrics.handled(began);
+        self.handled += 1;
     }
 
     // ---- signals

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The loop turns at least once a second, whatever happens or does not.
+/// The loop turns at least every 5 s, whatever happens or does not.
 pub const LOOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the loop tells of itself, and whoever is asked about it.

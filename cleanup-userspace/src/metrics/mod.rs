@@ -70,6 +70,7 @@ struct Inner {
     pulse: Pulse,
     /// When the oldest open case was opened, CLOCK_MONOTONIC; 0 without one.
     oldest_ns: AtomicU64,
+    longest_turn_ns: AtomicU64,
 
     events_received: Counter,
     events_lost: Each<&'static str, Counter>,
@@ -102,6 +103,8 @@ struct Inner {
     requests: Each<RequestOutcome, Counter>,
     panics: Each<Panicked, Counter>,
     loop_age: Seconds,
+    loop_turns: Histogram,
+    longest_turn: Seconds,
     enforcing: Gauge,
 }
 
@@ -121,6 +124,13 @@ fn stage_buckets() -> Histogram {
 
 fn reconcile_buckets() -> Histogram {
     Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0])
+}
+
+/// A turn takes some microseconds; one of 100 ms would cost a graceful stop.
+fn turn_buckets() -> Histogram {
+    Histogram::new([
+        0.000_01, 0.000_05, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0,
+    ])
 }
 
 impl Default for Inner {
@@ -305,10 +315,20 @@ impl Default for Inner {
                 "loop_age",
                 "Since the last turn of the loop that takes the kernel's events",
             ),
+            loop_turns: new.durations(
+                "loop_turn_duration",
+                "How long each event kept the loop from taking the next one",
+                turn_buckets,
+            ),
+            longest_turn: new.seconds(
+                "loop_longest_turn",
+                "The longest of these turns since the start",
+            ),
             enforcing: new.gauge("enforcing", "1 with mode = \"enforce\", 0 with \"observe\""),
             registry: new.0,
             pulse: Pulse::default(),
             oldest_ns: AtomicU64::new(0),
+            longest_turn_ns: AtomicU64::new(0),
         }
     }
 }
@@ -324,6 +344,8 @@ impl Metrics {
         };
         inner.oldest_age.set(seconds(oldest));
         inner.loop_age.set(inner.pulse.age(now).as_secs_f64());
+        let longest = inner.longest_turn_ns.load(Ordering::Relaxed);
+        inner.longest_turn.set(seconds(longest));
         let mut text = String::new();
         text::encode(&mut text, &inner.registry)?;
         Ok(text)
@@ -339,6 +361,14 @@ impl Metrics {
     /// The loop that drains the ring has turned.
     pub fn turned(&self) {
         self.inner.pulse.beat(monotonic_ns());
+    }
+
+    /// An event was handled, which began then (CLOCK_MONOTONIC).
+    pub fn handled(&self, began_ns: u64) {
+        let took = monotonic_ns().saturating_sub(began_ns);
+        self.inner.loop_turns.observe(seconds(took));
+        let longest = &self.inner.longest_turn_ns;
+        longest.fetch_max(took, Ordering::Relaxed);
     }
 
     /// Whether the ring cannot be read now.

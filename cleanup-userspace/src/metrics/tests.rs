@@ -186,3 +186,22 @@ fn the_oldest_open_case_ages() {
     metrics.oldest_open_case(None);
     assert_eq!(age(&metrics), 0.0);
 }
+
+#[test]
+fn each_turn_of_the_loop_counts_and_the_longest_is_kept() {
+    let metrics = Metrics::default();
+    let second = 1_000_000_000;
+    let now = monotonic_ns();
+    metrics.handled(now.saturating_sub(3 * second));
+    metrics.handled(now);
+    let text = metrics.encode().unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().parse().unwrap()
+    };
+    let turns = "compose_cleanup_loop_turn_duration_seconds";
+    assert_eq!(value(&format!("{turns}_count ")), 2.0);
+    let longest = value("compose_cleanup_loop_longest_turn_seconds ");
+    assert!(longest >= 3.0, "{longest}");
+    assert!(value(&format!("{turns}_sum ")) >= longest);
+}

@@ -190,6 +190,18 @@ impl Btf {
         None
     }
 
+    /// The number by which a tracepoint's program names the typedef of its arguments.
+    #[must_use]
+    pub fn typedef_id(&self, name: &str) -> Option<u32> {
+        let is_it = |at: &usize| {
+            self.head(*at).is_some_and(|found| {
+                found.kind == kind::TYPEDEF && self.string(found.name) == Some(name)
+            })
+        };
+        let index = self.types.iter().position(is_it)?;
+        u32::try_from(index + 1).ok()
+    }
+
     fn named<'a>(&'a self, kind: u8, name: &'a str) -> impl Iterator<Item = Type> + 'a {
         self.types
             .iter()
@@ -410,6 +422,8 @@ mod tests {
         );
         assert_eq!(btf.function_arity("callback"), Some(2));
         assert_eq!(btf.function_arity("order"), None);
+        assert_eq!(btf.typedef_id("callback"), Some(4));
+        assert_eq!(btf.typedef_id("order"), None, "no typedef");
     }
 
     #[test]

@@ -1,22 +1,27 @@
 //! `cargo xtask bench latency`: from an executor's exit to the end of its pod.
 
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use cleanup_tests::docker::OBEDIENT;
+use cleanup_tests::docker::api::NewContainer;
 use cleanup_tests::watcher::Watcher;
 use cleanup_tests::{log, wait};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::agents::{Agents, Target};
+use super::death::{Cases, Condition, Death, Probe, Series};
+use super::direct::Direct;
+use super::part::{Part, Scale};
 use super::report;
 use super::storm::Storm;
+use super::trace::Trace;
 use super::usage::{Usage, idle_share};
-use crate::exec::seconds;
+use crate::exec::{Tool, seconds};
 use crate::setup::Need;
 use crate::stage::{self, Machine};
 use crate::witness::Witness;
@@ -27,18 +32,24 @@ const BATCH: usize = 10;
 /// After the launches, and after the storm began.
 const CALM: Duration = Duration::from_secs(1);
 const POD_END: Duration = Duration::from_secs(120);
-const CASE_END: Duration = Duration::from_secs(120);
-/// Between two looks into the daemon's log.
-const LOOK: Duration = Duration::from_millis(25);
+const BARE: &str = "bare-loader";
+const BARE_LIMIT: Duration = Duration::from_secs(300);
+/// The trace event follows what it tells of.
+const SIGTERM: Duration = Duration::from_secs(30);
 const GRACE: &str = "10s";
 
-/// Measure from an executor's exit to the first stop request and the pod's end
+/// Measure from an executor's exit to the stop request, the pod's end and a clean host
 ///
 /// Kills executors with SIGKILL, one by one, each with a pod of one container,
 /// first on an idle host, then while shells on every CPU start programs as fast
 /// as they can. The daemon's own figures are relative to the kernel's time of
 /// the exit. The end of a container is when its first process has ended (pidfd),
-/// counted from our SIGKILL to the executor; it includes Docker's own time.
+/// counted from our SIGKILL to the executor; it includes Docker's own time. When
+/// SIGTERM reached that process is the kernel's trace to say.
+///
+/// By turns with the deaths, to compare with: the same stop request made directly,
+/// on a connection that is warm already, and what a bare loader takes to learn of an
+/// exit: a program with a ring buffer that does nothing else.
 ///
 /// With a real agent one death takes about 2 s, most of it for docker-compose.
 /// --stand-in is faster and needs no Mesos: what it measures is the same, but
@@ -83,76 +94,6 @@ pub(super) struct Args {
     json: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Probe {
-    Ebpf,
-    Poll,
-}
-
-impl Probe {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ebpf => "ebpf",
-            Self::Poll => "poll",
-        }
-    }
-
-    /// Who notices a death, as the daemon says it.
-    fn origin(self) -> &'static str {
-        match self {
-            Self::Ebpf => "kernel",
-            Self::Poll => "pidfd",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Condition {
-    Idle,
-    Storm,
-}
-
-impl Condition {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Storm => "fork storm",
-        }
-    }
-}
-
-/// One executor's death; times in milliseconds after it, where the daemon knows
-/// when that was. A case that did not ask Docker for anything, since its container
-/// had ended before, has no times for that.
-#[derive(Debug, Clone)]
-pub(super) struct Death {
-    pub(super) event: Option<f64>,
-    pub(super) first_stop: Option<f64>,
-    /// Docker's answer to the request.
-    pub(super) confirmed: Option<f64>,
-    /// The container's first process was gone.
-    pub(super) ended: f64,
-    pub(super) ending: String,
-    /// Noticed as it should be; its one container was asked to stop, and the
-    /// host seen clean.
-    pub(super) regular: bool,
-}
-
-/// All deaths in one condition, and what they did to the daemon.
-#[derive(Debug, Clone)]
-pub(super) struct Series {
-    pub(super) condition: Condition,
-    pub(super) deaths: Vec<Death>,
-    /// Exits that the kernel program could not report.
-    pub(super) lost: u64,
-    /// What the daemon took, from its start until after the last death.
-    pub(super) usage: Usage,
-    /// The host's idle share, 0 to 1, right before the deaths and any storm.
-    pub(super) host_idle: f64,
-    /// Processes that were started per second under the storm.
-    pub(super) starts_per_s: Option<f64>,
-}
-
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let needs = if args.stand_in {
         &[Need::BpfToolchain, Need::Docker]
@@ -160,10 +101,29 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Need::ALL
     };
     stage::prepare(needs)?;
-    stage::interruptible(|| measure(args))
+    stage::interruptible(|| {
+        println!("\n{}", part(args)?);
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
-fn measure(args: &Args) -> Result<ExitCode> {
+/// With the stand-in: a real agent takes four times as long, and what counts is the same.
+pub(super) fn measure(scale: Scale) -> Result<Part> {
+    part(&Args {
+        deaths: match scale {
+            Scale::Quick => 20,
+            Scale::Full => 500,
+        },
+        idle_only: false,
+        storm_only: false,
+        stand_in: true,
+        version: String::new(),
+        probe: Probe::Ebpf,
+        json: None,
+    })
+}
+
+fn part(args: &Args) -> Result<Part> {
     let Args {
         deaths,
         idle_only,
@@ -173,6 +133,7 @@ fn measure(args: &Args) -> Result<ExitCode> {
         probe,
         json,
     } = args;
+    let bare = stage::example(BARE)?;
     let agents = if *stand_in {
         Agents::stand_in()?
     } else {
@@ -180,179 +141,164 @@ fn measure(args: &Args) -> Result<ExitCode> {
         Agents::real(version)?
     };
     let machine = Machine::look(agents.docker())?;
+    let bench = Bench {
+        trace: Trace::start(agents.scratch())?,
+        agents,
+        probe: *probe,
+        bare,
+    };
     let conditions = [
         (Condition::Idle, *storm_only),
         (Condition::Storm, *idle_only),
     ];
     let mut all = Vec::new();
     for (condition, _) in conditions.into_iter().filter(|(_, left_out)| !left_out) {
-        all.push(series(
-            &agents,
-            *probe,
-            condition,
-            usize::try_from(*deaths)?,
-        )?);
+        all.push(bench.series(condition, usize::try_from(*deaths)?)?);
     }
-    let title = format!("{}; probe: {}", agents.describe(), probe.name());
-    println!("\n{}", report::render(&title, &machine, &all));
+    let title = format!("{}; probe: {}", bench.agents.describe(), probe.name());
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&report::json(&title, &machine, &all))?;
         fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(report::part(&title, &machine, &all))
 }
 
-fn series(agents: &Agents, probe: Probe, condition: Condition, count: usize) -> Result<Series> {
-    let probe_name = probe.name();
-    let options = format!(
-        "probe = {probe_name:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
-    );
-    let watcher = Watcher::start(
-        agents.scratch(),
-        agents.docker(),
-        &[agents.place()],
-        &options,
-    )?;
-    let mut cases = Cases::of(&watcher)?;
-    let mut deaths = Vec::with_capacity(count);
-    let at_start = Usage::of(watcher.pid())?;
-    let mut idle = Vec::new();
-    let (mut starts, mut storm_s) = (0, 0.0);
-    while deaths.len() < count {
-        let start = Instant::now();
-        let targets = agents.launch(BATCH.min(count - deaths.len()))?;
-        let launched = start.elapsed();
-        idle.push(idle_share(CALM)?);
-        let storm = match condition {
-            Condition::Idle => None,
-            Condition::Storm => {
-                let storm = Storm::begin(agents.scratch())?;
-                wait::holds(CALM, "the storm to rage", || true)?;
-                Some(storm)
-            }
-        };
-        for target in &targets {
-            deaths.push(kill(agents, probe, &watcher, &mut cases, target)?);
-        }
-        if let Some(storm) = storm {
-            let (started, seconds) = storm.so_far()?;
-            starts += started;
-            storm_s += seconds;
-        }
-        // Hundreds of dead containers would make Docker slower and slower.
-        let used = targets.iter().map(|target| target.docker_id.as_str());
-        let remove: Vec<&str> = ["rm", "--force"].into_iter().chain(used).collect();
-        agents.docker().docker(&remove)?;
-        println!(
-            "{:<11} {:>4} of {count} deaths (the last {}: {} to launch, {} in all)",
-            condition.name(),
-            deaths.len(),
-            targets.len(),
-            seconds(launched),
-            seconds(start.elapsed()),
-        );
-    }
-    let usage = Usage::of(watcher.pid())?.since(&at_start);
-    Ok(Series {
-        condition,
-        deaths,
-        lost: stop(watcher)?,
-        usage,
-        host_idle: idle.iter().sum::<f64>() / idle.len() as f64,
-        starts_per_s: (storm_s > 0.0).then(|| starts as f64 / storm_s),
-    })
-}
-
-fn kill(
-    agents: &Agents,
+/// Dropped from top to bottom.
+struct Bench {
+    trace: Trace,
+    agents: Agents,
     probe: Probe,
-    watcher: &Watcher,
-    cases: &mut Cases,
-    target: &Target,
-) -> Result<Death> {
-    let witness = Witness::watch(&[target.first_process], Vec::new())?;
-    let killed = Instant::now();
-    target.executor.signal(Signal::KILL)?;
-    witness
-        .wait_all(POD_END)
-        .with_context(|| log::tail(watcher.log_path(), 30))?;
-    let ended = witness.finish()?.processes[0].context("the container's end was seen")?;
-    agents.after_death(target)?;
-    let case = cases
-        .wait(&target.container_id)
-        .with_context(|| log::tail(watcher.log_path(), 30))?;
-    Death::read(&case, ended.saturating_duration_since(killed), probe)
-        .with_context(|| format!("not a whole case: {case}"))
+    /// The bare loader's program.
+    bare: PathBuf,
 }
 
-/// The daemon's log, of which only the new part is read: looking must cost next
-/// to nothing.
-struct Cases {
-    log: File,
-    /// A line that is still on its way.
-    rest: String,
-}
-
-impl Cases {
-    fn of(watcher: &Watcher) -> Result<Self> {
-        Ok(Self {
-            log: File::open(watcher.log_path()).context("the daemon's log")?,
-            rest: String::new(),
-        })
-    }
-
-    /// Waits for the closing line of a run's case.
-    fn wait(&mut self, container_id: &str) -> Result<Value> {
-        let what = format!("the case of {container_id}");
-        let deadline = Instant::now() + CASE_END;
-        while Instant::now() < deadline {
-            self.log.read_to_string(&mut self.rest)?;
-            while let Some(end) = self.rest.find('\n') {
-                let line: String = self.rest.drain(..=end).collect();
-                let line: Value = serde_json::from_str(&line).context("a line of JSON")?;
-                if line["message"] == "case" && line["container"] == container_id {
-                    return Ok(line);
+impl Bench {
+    fn series(&self, condition: Condition, count: usize) -> Result<Series> {
+        let Self { agents, probe, .. } = self;
+        let probe_name = probe.name();
+        let options = format!(
+            "probe = {probe_name:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
+        );
+        let watcher = Watcher::start(
+            agents.scratch(),
+            agents.docker(),
+            &[agents.place()],
+            &options,
+        )?;
+        let mut cases = Cases::of(&watcher)?;
+        let mut deaths = Vec::with_capacity(count);
+        let (mut direct, mut bare) = (Vec::new(), Vec::new());
+        let at_start = Usage::of(watcher.pid())?;
+        let mut idle = Vec::new();
+        let (mut starts, mut storm_s) = (0, 0.0);
+        while deaths.len() < count {
+            let start = Instant::now();
+            let batch = BATCH.min(count - deaths.len());
+            let targets = agents.launch(batch)?;
+            let others = (0..batch)
+                .map(|_| self.other_container())
+                .collect::<Result<Vec<_>>>()?;
+            let launched = start.elapsed();
+            idle.push(idle_share(CALM)?);
+            let storm = match condition {
+                Condition::Idle => None,
+                Condition::Storm => {
+                    let storm = Storm::begin(agents.scratch())?;
+                    wait::holds(CALM, "the storm to rage", || true)?;
+                    Some(storm)
                 }
+            };
+            for (target, (id, process)) in targets.iter().zip(&others) {
+                deaths.push(self.kill(&watcher, &mut cases, target)?);
+                direct.push(self.stop_directly(id, *process)?);
             }
-            wait::holds(LOOK, &what, || true)?;
+            bare.extend(self.bare(batch)?);
+            if let Some(storm) = storm {
+                let (started, seconds) = storm.so_far()?;
+                starts += started;
+                storm_s += seconds;
+            }
+            // Hundreds of dead containers would make Docker slower and slower.
+            let used = targets.iter().map(|target| target.docker_id.as_str());
+            let others = others.iter().map(|(id, _)| id.as_str());
+            let remove = ["rm", "--force"].into_iter().chain(used).chain(others);
+            agents.docker().docker(&remove.collect::<Vec<_>>())?;
+            println!(
+                "{:<11} {:>4} of {count} deaths (the last {}: {} to launch, {} in all)",
+                condition.name(),
+                deaths.len(),
+                targets.len(),
+                seconds(launched),
+                seconds(start.elapsed()),
+            );
         }
-        bail!("waited in vain for {what}")
-    }
-}
-
-impl Death {
-    fn read(case: &Value, ended: Duration, probe: Probe) -> Option<Self> {
-        let of_the_exit = |ms: Option<f64>| ms.filter(|_| probe == Probe::Ebpf);
-        Some(Self {
-            event: of_the_exit(Some(case["event_ms"].as_f64()?)),
-            first_stop: of_the_exit(case["first_stop_ms"].as_f64()),
-            confirmed: of_the_exit(case["stopped_ms"].as_f64()),
-            ended: ended.as_secs_f64() * 1e3,
-            ending: case["endings"].as_str()?.to_owned(),
-            regular: case["origin"] == probe.origin()
-                && case["result"] == "clean"
-                && case["containers"] == 1
-                && case["first_stop_ms"].is_f64(),
+        let usage = Usage::of(watcher.pid())?.since(&at_start);
+        Ok(Series {
+            condition,
+            deaths,
+            direct,
+            bare,
+            lost: stop(watcher)?,
+            usage,
+            host_idle: idle.iter().sum::<f64>() / idle.len() as f64,
+            starts_per_s: (storm_s > 0.0).then(|| starts as f64 / storm_s),
         })
     }
 
-    pub(super) fn json(&self) -> Value {
-        let Self {
-            event,
-            first_stop,
-            confirmed,
-            ended,
-            ending,
-            regular,
-        } = self;
-        json!({
-            "event_ms": event,
-            "first_stop_ms": first_stop,
-            "confirmed_ms": confirmed,
-            "ended_ms": ended,
-            "ending": ending,
-            "regular": regular,
-        })
+    fn kill(&self, watcher: &Watcher, cases: &mut Cases, target: &Target) -> Result<Death> {
+        self.trace
+            .arm(target.executor.pid(), target.first_process)?;
+        let witness = Witness::watch(&[target.first_process], Vec::new())?;
+        let killed = Instant::now();
+        target.executor.signal(Signal::KILL)?;
+        witness
+            .wait_all(POD_END)
+            .with_context(|| log::tail(watcher.log_path(), 30))?;
+        let ended = witness.finish()?.processes[0].context("the container's end was seen")?;
+        self.agents.after_death(target)?;
+        let case = cases
+            .wait(&target.container_id)
+            .with_context(|| log::tail(watcher.log_path(), 30))?;
+        // Not every container lives to see it: a real agent kills what lies beneath.
+        let seen = self.trace.seen()?;
+        let sigterm = seen.exit_s.zip(seen.sigterm_s);
+        let sigterm = sigterm.map(|(exit, sigterm)| (sigterm - exit) * 1e3);
+        let ended = ended.saturating_duration_since(killed);
+        Death::read(&case, ended, sigterm, self.probe)
+            .with_context(|| format!("not a whole case: {case}"))
+    }
+
+    /// One like those of the pods, and nobody's.
+    fn other_container(&self) -> Result<(String, i32)> {
+        let docker = self.agents.docker();
+        let id = docker.start_container(&NewContainer {
+            script: OBEDIENT.to_owned(),
+            ..NewContainer::default()
+        })?;
+        let process = docker.container_process(&id)?.pid();
+        Ok((id, process))
+    }
+
+    /// Milliseconds from the request to SIGTERM.
+    fn stop_directly(&self, id: &str, process: i32) -> Result<f64> {
+        self.trace.arm(process, process)?;
+        let began = Direct::connect(self.agents.docker())?.stop(id)?;
+        let seen = wait::try_until(SIGTERM, "SIGTERM in the kernel's trace", || {
+            Ok(self.trace.seen()?.sigterm_s)
+        })?;
+        Ok((seen - began) * 1e3)
+    }
+
+    /// Milliseconds from each of so many exits to the bare loader's reader.
+    fn bare(&self, count: usize) -> Result<Vec<f64>> {
+        let output = Tool::new(&self.bare, BARE_LIMIT)
+            .arg(count.to_string())
+            .read()?;
+        let times = output.lines().map(|line| {
+            let us: f64 = line.parse().with_context(|| line.to_owned())?;
+            Ok(us / 1e3)
+        });
+        times.collect()
     }
 }
 
@@ -370,32 +316,4 @@ fn stop(watcher: Watcher) -> Result<u64> {
     last["lost"]
         .as_u64()
         .with_context(|| format!("not the daemon's closing line: {last}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_case_that_is_not_as_expected_is_no_regular_death() {
-        let line = |origin: &str, result: &str| {
-            json!({
-                "event_ms": 0.06, "first_stop_ms": 0.2, "stopped_ms": 40.0, "endings": "1 term",
-                "origin": origin, "result": result, "containers": 1,
-            })
-        };
-        let read = |case: &Value| Death::read(case, Duration::from_micros(12_500), Probe::Ebpf);
-        let death = read(&line("kernel", "clean")).expect("a whole line");
-        assert!(death.regular);
-        assert_eq!((death.first_stop, death.ended), (Some(0.2), 12.5));
-        assert!(!read(&line("scan", "clean")).unwrap().regular);
-        assert!(!read(&line("kernel", "observed")).unwrap().regular);
-        let polled = Death::read(&line("pidfd", "clean"), Duration::ZERO, Probe::Poll);
-        let polled = polled.expect("a whole line");
-        assert!(polled.regular && polled.event.is_none() && polled.first_stop.is_none());
-        let mut never_asked = line("kernel", "clean");
-        never_asked["first_stop_ms"] = Value::Null;
-        assert!(!read(&never_asked).unwrap().regular);
-        assert!(read(&json!({ "message": "case" })).is_none());
-    }
 }

@@ -3,14 +3,21 @@
 
 mod agents;
 mod chart;
+mod death;
+mod direct;
 mod document;
+mod filter;
 mod hook;
 mod latency;
+mod mass;
 mod part;
 mod reconcile;
 mod report;
+mod scrape;
 mod storm;
+mod trace;
 mod usage;
+mod weight;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +48,9 @@ Examples:
   cargo xtask bench latency --deaths 50 --idle-only
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
+  cargo xtask bench filter                     What an exit costs that is nobody's
+  cargo xtask bench mass                       100 executors at once, and the C++ hook's steps
+  cargo xtask bench weight                     Memory, context switches, growth
   cargo xtask bench reconcile                  A survey of a host with a long past")]
 pub(crate) struct Args {
     /// Less of everything, in some minutes
@@ -58,33 +68,44 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Bench {
     Latency(latency::Args),
+    Filter(filter::Args),
     Hook(hook::Args),
+    Mass(mass::Args),
+    Weight(weight::Args),
     Reconcile(reconcile::Args),
 }
 
+type Measure = fn(Scale) -> Result<Part>;
+
 /// Each benchmark, in the order of the report.
-const ALL: &[(&str, fn(Scale) -> Result<Part>)] = &[];
+const ALL: &[(&str, Measure)] = &[
+    ("filter", filter::measure),
+    ("latency", latency::measure),
+    ("mass", mass::measure),
+    ("weight", weight::measure),
+    ("reconcile", reconcile::measure),
+    ("hook", hook::measure),
+];
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         None => all(args),
         Some(Bench::Latency(args)) => latency::run(args),
+        Some(Bench::Filter(args)) => filter::run(args),
         Some(Bench::Hook(args)) => hook::run(args),
+        Some(Bench::Mass(args)) => mass::run(args),
+        Some(Bench::Weight(args)) => weight::run(args),
         Some(Bench::Reconcile(args)) => reconcile::run(args),
     }
 }
 
 fn all(args: &Args) -> Result<ExitCode> {
-    stage::prepare(Need::ALL)?;
+    stage::prepare(&[Need::ALL, &[Need::CgroupTools]].concat())?;
     stage::interruptible(|| measure_all(args))
 }
 
 fn measure_all(args: &Args) -> Result<ExitCode> {
-    let scale = if args.quick {
-        Scale::Quick
-    } else {
-        Scale::Full
-    };
+    let scale = Scale::of(args.quick);
     let facts = Facts::look()?;
     let mut parts = Vec::new();
     let mut failed = Vec::new();

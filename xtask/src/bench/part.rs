@@ -14,6 +14,12 @@ pub(super) enum Scale {
     Full,
 }
 
+impl Scale {
+    pub(super) fn of(is_quick: bool) -> Self {
+        if is_quick { Self::Quick } else { Self::Full }
+    }
+}
+
 /// What one benchmark adds to the report.
 #[derive(Debug)]
 pub(super) struct Part {

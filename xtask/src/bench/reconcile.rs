@@ -13,6 +13,7 @@ use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::Watcher;
 
+use super::part::{Goal, Part, Scale};
 use crate::setup::Need;
 use crate::stage;
 use crate::stats::Summary;
@@ -23,6 +24,9 @@ const LIVING: usize = 10;
 /// Cgroups without an owner: each is looked for among all the sandboxes, once.
 const LEFTOVERS: usize = 20;
 const SURVEY: Duration = Duration::from_secs(60);
+
+/// Of the slowest survey, in milliseconds.
+const GOAL_MS: f64 = 1e3;
 
 /// Measure a survey on a host with a long past
 ///
@@ -53,10 +57,28 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     stage::prepare(Need::ALL)?;
-    stage::interruptible(|| measure(args))
+    stage::interruptible(|| {
+        println!("\n{}", part(args)?);
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
-fn measure(args: &Args) -> Result<ExitCode> {
+pub(super) fn measure(scale: Scale) -> Result<Part> {
+    part(&match scale {
+        Scale::Quick => Args {
+            sandboxes: 2_000,
+            containers: 100,
+            surveys: 5,
+        },
+        Scale::Full => Args {
+            sandboxes: 10_000,
+            containers: 1_000,
+            surveys: 20,
+        },
+    })
+}
+
+fn part(args: &Args) -> Result<Part> {
     let (scratch, docker, agent) = StandInAgent::with_docker("bench-reconcile", CgroupLayout::V1)?;
     let mut runs = Vec::new();
     for n in 0..LIVING {
@@ -113,18 +135,35 @@ fn measure(args: &Args) -> Result<ExitCode> {
         Summary::of(measured.later.iter().copied()).context("a survey after the first")
     };
     let (bare_later, old_later) = (summary(&bare)?, summary(&old)?);
-    row("first survey, ms", [bare.first, old.first]);
-    row("later ones, ms, median", [bare_later.p50, old_later.p50]);
-    row("later ones, ms, worst", [bare_later.max, old_later.max]);
+    row("first survey", [bare.first, old.first]);
+    row("later ones, median", [bare_later.p50, old_later.p50]);
+    row("later ones, worst", [bare_later.max, old_later.max]);
     let worst = old_later.max.max(old.first);
-    println!(
-        "\nSurveys with {LIVING} living executors, without and with {} old sandboxes, {} stopped \
-         containers and {LEFTOVERS} cgroups that nobody knows\n\n{table}\n  the goal of 1 s is {}",
-        args.sandboxes,
-        args.containers,
-        if worst < 1e3 { "met" } else { "missed" }
-    );
-    Ok(ExitCode::SUCCESS)
+    let Args {
+        sandboxes,
+        containers,
+        surveys,
+    } = args;
+    Ok(Part {
+        title: "A survey of the host",
+        command: "cargo xtask bench reconcile".to_owned(),
+        method: format!(
+            "{surveys} surveys and the one at the start, with {LIVING} living executors, without and \
+             with {sandboxes} old sandboxes, {containers} stopped containers and {LEFTOVERS} cgroups \
+             that nobody knows. Docker, the cgroups and the daemon are real, the agent is a stand-in."
+        ),
+        goals: vec![Goal {
+            what: format!(
+                "survey with {sandboxes} old sandboxes and {containers} stopped containers, slowest"
+            ),
+            goal: format!("< {:.0} s", GOAL_MS / 1e3),
+            measured: format!("{:.3} s", worst / 1e3),
+            met: worst < GOAL_MS,
+        }],
+        tables: vec![("Milliseconds a survey".to_owned(), table)],
+        charts: Vec::new(),
+        notes: Vec::new(),
+    })
 }
 
 /// Milliseconds.

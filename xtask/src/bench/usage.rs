@@ -1,5 +1,6 @@
 //! What a process takes, and what is left of the host.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -39,6 +40,56 @@ impl Usage {
             ..self
         }
     }
+}
+
+/// What the scheduler says of each thread of a process.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Threads(BTreeMap<i32, (u64, u64)>);
+
+impl Threads {
+    pub(super) fn of(pid: i32) -> Result<Self> {
+        let dir = format!("/proc/{pid}/task");
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(&dir).context(dir)?.flatten() {
+            let Some(tid) = entry.file_name().to_str().and_then(|tid| tid.parse().ok()) else {
+                continue;
+            };
+            // A thread may end meanwhile.
+            let look = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
+            let thread = look("schedstat").zip(look("status"));
+            if let Some(seen) = thread.and_then(|(stat, status)| scheduled(&stat, &status)) {
+                found.insert(tid, seen);
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// Nanoseconds on a CPU, and how often a thread was switched to, since then. What a
+    /// thread did that has ended meanwhile is not in it.
+    pub(super) fn since(&self, then: &Self) -> (u64, u64) {
+        let grown = self.0.iter().map(|(tid, now)| {
+            let before = then.0.get(tid).copied().unwrap_or_default();
+            (
+                now.0.saturating_sub(before.0),
+                now.1.saturating_sub(before.1),
+            )
+        });
+        grown.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+    }
+}
+
+/// Nanoseconds on a CPU and context switches, of `schedstat` and `status` of a thread.
+fn scheduled(schedstat: &str, status: &str) -> Option<(u64, u64)> {
+    let ns = schedstat.split_ascii_whitespace().next()?.parse().ok()?;
+    let switches =
+        field(status, "voluntary_ctxt_switches:")? + field(status, "nonvoluntary_ctxt_switches:")?;
+    Some((ns, switches))
+}
+
+/// Has the kernel begin anew with a process' peak of resident memory.
+pub(super) fn forget_peak(pid: i32) -> Result<()> {
+    let file = format!("/proc/{pid}/clear_refs");
+    fs::write(&file, "5").context(file)
 }
 
 /// Waits, and returns which share of all CPUs was idle meanwhile, 0 to 1.
@@ -98,6 +149,17 @@ mod tests {
         assert_eq!(cpu_ticks(stat), Some(168));
         let usage = Usage::of(std::process::id().cast_signed()).expect("of this process");
         assert!(usage.anonymous_kib <= usage.rss_kib && usage.rss_kib <= usage.peak_rss_kib);
+    }
+
+    #[test]
+    fn a_thread_that_is_new_counts_in_whole_and_one_that_has_ended_not_at_all() {
+        let status = "voluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t2\n";
+        assert_eq!(scheduled("5000 12 9\n", status), Some((5000, 9)));
+        let before = Threads([(1, (100, 10)), (2, (50, 5))].into());
+        let after = Threads([(1, (160, 11)), (3, (7, 1))].into());
+        assert_eq!(after.since(&before), (67, 2));
+        let own = Threads::of(std::process::id().cast_signed()).expect("of this process");
+        assert!(own.since(&Threads::default()).0 > 0);
     }
 
     #[test]

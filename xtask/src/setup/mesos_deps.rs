@@ -53,6 +53,22 @@ pub(crate) fn readelf() -> Packages {
     }
 }
 
+/// For the steps of the C++ hook, which a benchmark compares with. No test needs it.
+pub(crate) fn cgroup_tools() -> Packages {
+    Packages {
+        name: "cgroup-tools",
+        look: || {
+            let found = ["lscgroup", "cgdelete"].map(Machine::find);
+            let [Some(lists), Some(_)] = found else {
+                return Err("no lscgroup or no cgdelete on PATH".to_owned());
+            };
+            Ok(lists.display().to_string())
+        },
+        packages: |_| &["cgroup-tools"],
+        note: "",
+    }
+}
+
 pub(crate) fn libevent() -> Packages {
     Packages {
         name: "libevent",

@@ -77,6 +77,8 @@ pub(crate) enum Need {
     Docker,
     /// Run real Mesos releases.
     MesosRuntime,
+    /// Do what the C++ hook does, to be compared with.
+    CgroupTools,
 }
 
 impl Need {
@@ -100,6 +102,7 @@ impl Need {
                 Box::new(mesos_deps::python()),
                 Box::new(mesos_deps::libevent()),
             ],
+            Self::CgroupTools => vec![Box::new(mesos_deps::cgroup_tools())],
         }
     }
 }
