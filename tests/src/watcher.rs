@@ -15,7 +15,8 @@ use crate::scratch::Scratch;
 use crate::service::Service;
 use crate::{bins, log, wait};
 
-const READY: Duration = Duration::from_secs(30);
+/// In a busy guest without KVM, loading the probe alone took 26 s.
+const READY: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(30);
 const CASE: Duration = Duration::from_secs(90);
 

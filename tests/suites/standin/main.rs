@@ -92,7 +92,9 @@ fn destroy_that_is_stuck_until_the_agent_goes() -> Result<()> {
 /// The agent's destroy fails half-way, for good. It is restarted, and recovers.
 #[test]
 fn destroy_that_failed_until_the_agent_recovers() -> Result<()> {
-    let mut bed = Bed::start("failed", "agent_deadline = \"1s\"")?;
+    // With version 2 there is no half: an agent has one cgroup for each container.
+    let options = "agent_deadline = \"1s\"";
+    let mut bed = Bed::with_layout("failed", CgroupLayout::V1, options)?;
     let run = bed.launch("victim")?;
     let containers = bed.start_pod(&run, &[OBEDIENT])?;
     run.executor()?.kill();
