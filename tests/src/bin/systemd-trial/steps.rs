@@ -106,7 +106,6 @@ fn enforce(bed: &mut Bed) -> Result<()> {
     let alone = bed.obedient_pod("alone")?;
     let leftover = alone.leftover()?;
     bed.agent.kill9()?;
-    alone.run.helper()?.signal(Signal::KILL)?;
     alone.kill_executor()?;
     bed.wait_clean(&alone)?;
     ensure!(!leftover.alive(), "a process of another user is left");
@@ -192,7 +191,6 @@ fn inbox(bed: &mut Bed) -> Result<()> {
     tool("systemctl", &["stop", UNIT])?;
     tool("systemctl", &["start", INBOX_PATH])?;
     let pod = bed.obedient_pod("asked-for")?;
-    pod.run.helper()?.signal(Signal::KILL)?;
     pod.kill_executor()?;
     bed::ask_through_the_inbox(&pod.run)?;
     wait_stopped(&pod.docker_id)?;

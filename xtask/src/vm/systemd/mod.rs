@@ -32,8 +32,10 @@ const TRIAL: &str = "/lab/systemd-trial";
 struct Cell {
     series: &'static str,
     suite: &'static str,
-    /// What tells it which cgroups to mount.
+    /// Packages that it needs besides.
+    packages: &'static [&'static str],
     cgroups: &'static str,
+    /// What tells its systemd to mount them so.
     option: &'static str,
 }
 
@@ -41,12 +43,15 @@ const CELLS: &[Cell] = &[
     Cell {
         series: "5.10",
         suite: "bookworm",
+        packages: &[],
         cgroups: "hybrid",
         option: "systemd.unified_cgroup_hierarchy=0",
     },
     Cell {
         series: "6.12",
         suite: "trixie",
+        // Debian 12 has it in docker.io.
+        packages: &["docker-cli"],
         cgroups: "v2",
         option: "systemd.unified_cgroup_hierarchy=1",
     },
@@ -148,7 +153,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Cell>> {
 }
 
 fn initrd(cell: &Cell, debs: &dist::Debs, programs: &Path) -> Result<Vec<u8>> {
-    let root = root::fetch(cell.suite)?;
+    let root = root::fetch(cell.suite, cell.packages)?;
     let mut archive = Archive::default();
     archive
         .tree(&root)

@@ -18,8 +18,17 @@ const MMDEBSTRAP: &str = "mmdebstrap";
 const MAKE_LIMIT: Duration = Duration::from_mins(30);
 /// libbpf and libkmod are loaded by systemd when it needs them: without the first, no
 /// `IPAddressDeny=`.
-const PACKAGES: &str =
-    "systemd,systemd-sysv,dbus,docker.io,busybox-static,procps,kmod,libbpf1,libgcc-s1";
+const PACKAGES: [&str; 9] = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "docker.io",
+    "busybox-static",
+    "procps",
+    "kmod",
+    "libbpf1",
+    "libgcc-s1",
+];
 /// What nobody reads in a guest.
 const LEFT_OUT: [&str; 3] = [
     "/usr/share/doc/*",
@@ -28,7 +37,9 @@ const LEFT_OUT: [&str; 3] = [
 ];
 
 /// The root of a release, from the cache, or from the mirror into it.
-pub(super) fn fetch(suite: &str) -> Result<PathBuf> {
+///
+/// `besides`: packages that this release needs and others may not have.
+pub(super) fn fetch(suite: &str, besides: &[&str]) -> Result<PathBuf> {
     let cache = cache::dir("vm/roots")?;
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     let _lock = cache::lock(&cache)?;
@@ -40,13 +51,13 @@ pub(super) fn fetch(suite: &str) -> Result<PathBuf> {
         );
         let unfinished = TempDir::new_in(&cache)?;
         let root = unfinished.path().join("root");
-        make(suite, &root).with_context(|| format!("a root of Debian's {suite}"))?;
+        make(suite, besides, &root).with_context(|| format!("a root of Debian's {suite}"))?;
         fs::rename(&root, &dir).with_context(|| format!("making {}", dir.display()))?;
     }
     Ok(dir)
 }
 
-fn make(suite: &str, root: &Path) -> Result<()> {
+fn make(suite: &str, besides: &[&str], root: &Path) -> Result<()> {
     let tools = TempDir::new()?;
     Apt::default().unpack(MMDEBSTRAP, tools.path())?;
     let programs = tools.path().join("usr/bin");
@@ -56,7 +67,10 @@ fn make(suite: &str, root: &Path) -> Result<()> {
     let mut tool = Tool::new("perl", MAKE_LIMIT)
         .arg(programs.join(MMDEBSTRAP))
         .args(["--mode=root", "--variant=minbase", "--format=directory"])
-        .arg(format!("--include={PACKAGES}"));
+        .arg(format!(
+            "--include={}",
+            [&PACKAGES, besides].concat().join(",")
+        ));
     for pattern in LEFT_OUT {
         tool = tool.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
