@@ -2,9 +2,12 @@
 //! goes in, and the lines and the status that come out.
 
 use std::fmt;
+use std::panic;
+use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::system::{RebootCommand, reboot};
 
 /// Where the job lies in the guest.
 pub const JOB_FILE: &str = "/vm/job";
@@ -193,9 +196,48 @@ impl Line {
     }
 }
 
+/// The whole of a guest's program: does the job, says what came of it, and ends the virtual
+/// machine with its status. A panic is told, too.
+pub fn play(job: impl FnOnce() -> Result<u8>) -> ! {
+    panic::set_hook(Box::new(|info| {
+        say(&Line::Broken {
+            why: info.to_string(),
+        });
+        end(EXIT_MAX);
+    }));
+    match job() {
+        Ok(status) => end(status),
+        Err(error) => {
+            say(&Line::Broken {
+                why: format!("{error:#}"),
+            });
+            end(EXIT_MAX);
+        }
+    }
+}
+
+pub fn say(line: &Line) {
+    println!("{line}");
+}
+
+/// Ends the virtual machine.
+fn end(status: u8) -> ! {
+    say(&Line::Exit { status });
+    // The machine ends in the middle of what the serial line still holds.
+    let _ = rustix::termios::tcdrain(std::io::stdout());
+    if let Err(error) = leave(EXIT_OFFSET + status.min(EXIT_MAX)) {
+        say(&Line::Broken {
+            why: format!("the exit device: {error:#}"),
+        });
+    }
+    // Without the exit device this is a status that counts as a failure.
+    let _ = reboot(RebootCommand::PowerOff);
+    process::exit(1)
+}
+
 /// Writes to QEMU's exit device. Debian's kernels have no /dev/port.
 #[cfg(target_arch = "x86_64")]
-pub fn leave(value: u8) -> Result<()> {
+fn leave(value: u8) -> Result<()> {
     // SAFETY: takes no pointers; it only lets this process use one port.
     let allowed = unsafe { libc::ioperm(EXIT_PORT.into(), 1, 1) };
     ensure!(allowed == 0, "{}", std::io::Error::last_os_error());
@@ -207,7 +249,7 @@ pub fn leave(value: u8) -> Result<()> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub fn leave(_: u8) -> Result<()> {
+fn leave(_: u8) -> Result<()> {
     bail!("there is one on x86_64 only")
 }
 

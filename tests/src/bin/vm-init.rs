@@ -5,19 +5,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt as _;
-use std::panic;
 use std::path::Path;
 use std::process::{self, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cleanup_tests::guest::{
-    CgroupMode, EXIT_MAX, EXIT_OFFSET, JOB_FILE, Job, Line, Program, leave,
-};
+use cleanup_tests::guest::{CgroupMode, EXIT_MAX, JOB_FILE, Job, Line, Program, play, say};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{WaitOptions, chdir, chroot, wait};
-use rustix::system::{RebootCommand, finit_module, reboot, uname};
+use rustix::system::{finit_module, uname};
 
 /// As distributions mount them.
 const V1: &[&str] = &[
@@ -40,21 +37,7 @@ fn main() {
         eprintln!("vm-init is the first process of a virtual machine (`cargo xtask vm`)");
         process::exit(2);
     }
-    panic::set_hook(Box::new(|info| {
-        say(&Line::Broken {
-            why: info.to_string(),
-        });
-        end(EXIT_MAX);
-    }));
-    match run() {
-        Ok(status) => end(status),
-        Err(error) => {
-            say(&Line::Broken {
-                why: format!("{error:#}"),
-            });
-            end(EXIT_MAX);
-        }
-    }
+    play(run)
 }
 
 /// Does the job; the first failure's status is the guest's.
@@ -224,23 +207,4 @@ fn reap_until(child: u32) -> Result<ExitStatus> {
             return Ok(ExitStatus::from_raw(status.as_raw()));
         }
     }
-}
-
-fn say(line: &Line) {
-    println!("{line}");
-}
-
-/// Ends the virtual machine.
-fn end(status: u8) -> ! {
-    say(&Line::Exit { status });
-    // The machine ends in the middle of what the serial line still holds.
-    let _ = rustix::termios::tcdrain(std::io::stdout());
-    if let Err(error) = leave(EXIT_OFFSET + status.min(EXIT_MAX)) {
-        say(&Line::Broken {
-            why: format!("the exit device: {error:#}"),
-        });
-    }
-    // Without the exit device this is a status that counts as a failure.
-    let _ = reboot(RebootCommand::PowerOff);
-    process::exit(1)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::part::{Goal, Part, Scale};
+use super::part::{Goal, Part};
 use crate::exec::Tool;
 
 /// The machine that everything was measured on, in one line.
@@ -55,7 +55,7 @@ fn value_of(text: &str, key: &str) -> Option<String> {
 pub(super) fn write(
     path: &Path,
     facts: &Facts,
-    scale: Scale,
+    command: &str,
     parts: &[Part],
     failed: &[String],
 ) -> Result<()> {
@@ -67,11 +67,11 @@ pub(super) fn write(
         fs::write(&file, chart.svg()?).with_context(|| format!("writing {}", file.display()))?;
     }
     let beside = folder.file_name().unwrap_or_default().to_string_lossy();
-    let text = render(facts, scale, parts, failed, &beside);
+    let text = render(facts, command, parts, failed, &beside);
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-fn render(facts: &Facts, scale: Scale, parts: &[Part], failed: &[String], folder: &str) -> String {
+fn render(facts: &Facts, command: &str, parts: &[Part], failed: &[String], folder: &str) -> String {
     let Facts {
         kernel,
         processor,
@@ -80,13 +80,9 @@ fn render(facts: &Facts, scale: Scale, parts: &[Part], failed: &[String], folder
         docker,
         date,
     } = facts;
-    let quick = match scale {
-        Scale::Quick => " --quick",
-        Scale::Full => "",
-    };
     let mut text = format!(
         "# Performance\n\n\
-         Written by `cargo xtask bench{quick} --report FILE`; not to be edited. Everything was measured in one \
+         Written by `{command}`; not to be edited. Everything was measured in one \
          run on one machine, what is compared in turns (A B A B …), so read ratios and differences, not \
          the times alone: another machine has others. Intervals are 95 % (bootstrap over the medians). A goal \
          that was missed stands here as missed.\n\n\
@@ -156,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("performance.md");
         let failed = ["bpftrace: not found".to_owned()];
-        write(&path, &facts(), Scale::Full, &[example()], &failed).unwrap();
+        write(&path, &facts(), "cargo xtask bench", &[example()], &failed).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         for piece in [
             "| thread | ≤ 1.2 × | 1.30 × | missed |",

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::chart::Chart;
-use super::part::{Goal, Part, Scale};
+use super::part::{Goal, Part, Scale, show};
 use crate::exec::Tool;
 use crate::setup::Need;
 use crate::stage;
@@ -50,11 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    stage::prepare(&[Need::BpfToolchain])?;
-    stage::interruptible(|| {
-        println!("\n{}", measure(Scale::of(args.quick))?);
-        Ok(ExitCode::SUCCESS)
-    })
+    show(&[Need::BpfToolchain], || measure(Scale::of(args.quick)))
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Part> {

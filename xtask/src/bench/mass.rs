@@ -19,11 +19,10 @@ use cleanup_tests::{command, log, wait};
 use rustix::process::Signal;
 
 use super::chart::Chart;
-use super::part::{Goal, Part, Scale};
+use super::part::{Goal, Part, Scale, show};
 use super::scrape::{self, LISTEN};
 use super::usage::{Usage, forget_peak};
 use crate::setup::Need;
-use crate::stage;
 use crate::stats::{Summary, ratio_of_medians};
 use crate::table::Table;
 use crate::witness::Witness;
@@ -85,11 +84,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    stage::prepare(&[Need::BpfToolchain, Need::Docker, Need::CgroupTools])?;
-    stage::interruptible(|| {
-        println!("\n{}", part(args)?);
-        Ok(ExitCode::SUCCESS)
-    })
+    show(
+        &[Need::BpfToolchain, Need::Docker, Need::CgroupTools],
+        || part(args),
+    )
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Part> {

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use cleanup_tests::wait;
 
 use crate::setup::Need;
@@ -44,6 +45,7 @@ Examples:
   cargo xtask bench --report docs/performance.md
                                                Everything, with charts beside the report
   cargo xtask bench --quick                    Less of everything: does it work here?
+  cargo xtask bench --only filter,latency --report report.md
   cargo xtask bench latency                    200 deaths idle, 200 under load
   cargo xtask bench latency --deaths 50 --idle-only
   cargo xtask bench latency --json out.json    Every single death, too
@@ -57,7 +59,13 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
 
+    /// Only these, of those that have a command of their own (see above)
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = names())]
+    only: Vec<String>,
+
     /// Write a report to this file (Markdown), and charts into a folder beside it
+    ///
+    /// After each benchmark, so that one that was interrupted has what was measured.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 
@@ -87,6 +95,10 @@ const ALL: &[(&str, Measure)] = &[
     ("hook", hook::measure),
 ];
 
+fn names() -> PossibleValuesParser {
+    PossibleValuesParser::new(ALL.iter().map(|(name, _)| *name))
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         None => all(args),
@@ -105,11 +117,19 @@ fn all(args: &Args) -> Result<ExitCode> {
 }
 
 fn measure_all(args: &Args) -> Result<ExitCode> {
-    let scale = Scale::of(args.quick);
+    let Args {
+        quick,
+        only,
+        report,
+        bench: _,
+    } = args;
+    let scale = Scale::of(*quick);
     let facts = Facts::look()?;
+    let command = command(*quick, only);
     let mut parts = Vec::new();
     let mut failed = Vec::new();
-    for (name, measure) in ALL {
+    let is_wanted = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
+    for (name, measure) in ALL.iter().filter(|(name, _)| is_wanted(name)) {
         println!("\n=== {name}");
         match measure(scale) {
             Ok(part) => {
@@ -122,13 +142,15 @@ fn measure_all(args: &Args) -> Result<ExitCode> {
                 failed.push(format!("{name}: {error:#}"));
             }
         }
+        if let Some(path) = report {
+            document::write(path, &facts, &command, &parts, &failed)?;
+        }
     }
     println!(
         "\nGOALS\n{}",
         Goal::table(parts.iter().flat_map(|part| &part.goals))
     );
-    if let Some(path) = &args.report {
-        document::write(path, &facts, scale, &parts, &failed)?;
+    if let Some(path) = report {
         println!("The report: {}", path.display());
     }
     Ok(if failed.is_empty() {
@@ -136,4 +158,30 @@ fn measure_all(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// As the report names it.
+fn command(quick: bool, only: &[String]) -> String {
+    let mut command = "cargo xtask bench".to_owned();
+    if quick {
+        command += " --quick";
+    }
+    if !only.is_empty() {
+        command += &format!(" --only {}", only.join(","));
+    }
+    command + " --report FILE"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_names_its_command() {
+        assert_eq!(command(false, &[]), "cargo xtask bench --report FILE");
+        assert_eq!(
+            command(true, &["mass".into(), "hook".into()]),
+            "cargo xtask bench --quick --only mass,hook --report FILE"
+        );
+    }
 }

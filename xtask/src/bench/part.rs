@@ -1,8 +1,13 @@
 //! What a benchmark says: goals, tables, charts.
 
 use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::Result;
 
 use super::chart::Chart;
+use crate::setup::Need;
+use crate::stage;
 use crate::table::Table;
 
 /// How much is measured.
@@ -34,6 +39,15 @@ pub(super) struct Part {
     pub(super) charts: Vec<Chart>,
     /// Markdown, each an item of a list.
     pub(super) notes: Vec<String>,
+}
+
+/// One benchmark alone: sets the machine up, measures, and shows what came of it.
+pub(super) fn show(needs: &[Need], measure: impl FnOnce() -> Result<Part>) -> Result<ExitCode> {
+    stage::prepare(needs)?;
+    stage::interruptible(|| {
+        println!("\n{}", measure()?);
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// What was promised, and what came of it.

@@ -13,9 +13,8 @@ use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::Watcher;
 
-use super::part::{Goal, Part, Scale};
+use super::part::{Goal, Part, Scale, show};
 use crate::setup::Need;
-use crate::stage;
 use crate::stats::Summary;
 use crate::table::Table;
 
@@ -56,11 +55,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    stage::prepare(Need::ALL)?;
-    stage::interruptible(|| {
-        println!("\n{}", part(args)?);
-        Ok(ExitCode::SUCCESS)
-    })
+    show(Need::ALL, || part(args))
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Part> {

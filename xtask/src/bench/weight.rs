@@ -19,11 +19,10 @@ use cleanup_tests::{bins, log, wait};
 use rustix::process::Signal;
 
 use super::chart::Chart;
-use super::part::{Goal, Part, Scale};
+use super::part::{Goal, Part, Scale, show};
 use super::scrape::{self, LISTEN};
 use super::usage::{Threads, Usage, forget_peak};
 use crate::setup::Need;
-use crate::stage;
 use crate::table::Table;
 
 /// Where memory and rest are measured.
@@ -70,11 +69,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    stage::prepare(&[Need::BpfToolchain, Need::Docker])?;
-    stage::interruptible(|| {
-        println!("\n{}", part(args)?);
-        Ok(ExitCode::SUCCESS)
-    })
+    show(&[Need::BpfToolchain, Need::Docker], || part(args))
 }
 
 pub(super) fn measure(scale: Scale) -> Result<Part> {

@@ -7,13 +7,11 @@
 mod bed;
 mod steps;
 
-use std::panic;
-use std::process;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cleanup_tests::guest::{EXIT_MAX, EXIT_OFFSET, Line, leave};
-use rustix::system::{RebootCommand, reboot, uname};
+use cleanup_tests::guest::{Line, play, say};
+use rustix::system::uname;
 
 use bed::Bed;
 
@@ -21,21 +19,7 @@ use bed::Bed;
 const LAST_WORDS: &str = "60";
 
 fn main() {
-    panic::set_hook(Box::new(|info| {
-        say(&Line::Broken {
-            why: info.to_string(),
-        });
-        end(EXIT_MAX);
-    }));
-    match run() {
-        Ok(status) => end(status),
-        Err(error) => {
-            say(&Line::Broken {
-                why: format!("{error:#}"),
-            });
-            end(EXIT_MAX);
-        }
-    }
+    play(run)
 }
 
 /// Each step builds on those before it, so the first that fails is the last that is tried.
@@ -80,24 +64,4 @@ fn run() -> Result<u8> {
         }
     }
     Ok(0)
-}
-
-fn say(line: &Line) {
-    // The console may stand in the middle of somebody else's line.
-    println!("\n{line}");
-}
-
-/// Ends the virtual machine.
-fn end(status: u8) -> ! {
-    say(&Line::Exit { status });
-    // The machine ends in the middle of what the serial line still holds.
-    let _ = rustix::termios::tcdrain(std::io::stdout());
-    if let Err(error) = leave(EXIT_OFFSET + status.min(EXIT_MAX)) {
-        say(&Line::Broken {
-            why: format!("the exit device: {error:#}"),
-        });
-    }
-    // Without the exit device this is a status that counts as a failure.
-    let _ = reboot(RebootCommand::PowerOff);
-    process::exit(1)
 }
