@@ -126,21 +126,16 @@ pub(super) fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
 
 /// Runs a command that acts until it is done.
 ///
-/// On one of the runtime's own threads: what the kernel tells wakes one of those, and
-/// what follows from it, up to the request to Docker, goes on there without waking another.
-pub(super) fn run_to_end<T: Send + 'static>(
-    work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
-) -> anyhow::Result<T> {
+/// On the calling thread, not on one of the runtime's: a loop that hangs must not take tasks with
+/// it that wait their turn on the same thread, those that say so among them.
+pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(32)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime
-        .block_on(runtime.spawn(work))
-        .context("the daemon's own loop died: a defect")
-        .flatten();
+    let outcome = runtime.block_on(work);
     // Blocked file system work must not keep the process alive.
     runtime.shutdown_background();
     outcome
