@@ -42,8 +42,7 @@ use part::{Goal, Part, Scale};
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_long_help = "\
 Examples:
-  cargo xtask bench --report docs/performance.md
-                                               Everything, with charts beside the report
+  cargo xtask bench --report report.md         Everything, with charts beside the report
   cargo xtask bench --quick                    Less of everything: does it work here?
   cargo xtask bench --only filter,latency --report report.md
   cargo xtask bench latency                    200 deaths idle, 200 under load
