@@ -59,7 +59,10 @@ pub struct ExitEvent {
 /// A cgroup's name, padded with NUL.
 pub type Name = [u64; NAME_BYTES / size_of::<u64>()];
 
-/// The ids of the roots' directories, 0 where there is none. User space rewrites it at run time.
+/// The ids of the roots' directories. User space rewrites it at run time.
+///
+/// A slot whose root has no directory there now holds [`NO_ROOT`]; behind the last one in use comes
+/// [`END_OF_ROOTS`], so that an exit of no interest is not compared with roots that nobody has.
 ///
 /// A slot is used in one of the two tables only: ids are unique within a hierarchy, not across.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -71,21 +74,70 @@ pub struct RootTable {
     pub v2: [u64; MAX_ROOTS],
 }
 
-/// What the program needs to know of the kernel and of its own job. It is frozen before the
-/// program is loaded, so the verifier sees constants and removes what they rule out.
+/// See [`RootTable`]. No directory has it.
+pub const NO_ROOT: u64 = u64::MAX;
+/// See [`RootTable`]. No directory has it, and a failed load gives it.
+pub const END_OF_ROOTS: u64 = 0;
+
+impl RootTable {
+    /// A table without directories, of so many slots.
+    #[must_use]
+    pub fn of(slots: usize) -> Self {
+        let mut table = Self::default();
+        for id in table.v1.iter_mut().take(slots) {
+            *id = NO_ROOT;
+        }
+        table.v2 = table.v1;
+        table
+    }
+}
+
+/// What the program needs to know of the kernel. It is frozen before the program is loaded, so the
+/// verifier sees constants and removes what they rule out.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Settings {
-    /// Whether the tracepoint has the argument `group_dead`.
-    pub group_dead_argument: u32,
-    /// Whether any root is in the freezer hierarchy.
-    pub watch_v1: u32,
-    /// Whether any root is in the default hierarchy.
-    pub watch_v2: u32,
-    /// How many slots of [`RootTable`] are in use.
-    pub slots: u32,
     /// Number of controllers of this kernel.
     pub subsystems: u32,
+}
+
+/// What most tasks of a host hold: the top of a hierarchy. The kernel never frees either, not even
+/// when the hierarchy is mounted elsewhere. 0 where it is not known.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Tops {
+    /// `struct cgroup_subsys_state` of the freezer.
+    pub freezer_css: u64,
+    /// `struct cgroup` of the default hierarchy.
+    pub unified_cgroup: u64,
+}
+
+/// What stands in the program's instructions for [`Tops::freezer_css`] until the loader writes it.
+pub const FREEZER_TOP_MARK: u64 = 0x7fde_adc0_de00_0001;
+/// As above, for [`Tops::unified_cgroup`].
+pub const UNIFIED_TOP_MARK: u64 = 0x7fde_adc0_de00_0002;
+
+/// The first of the numbers that stand for offsets, see [`offset!`].
+pub const OFFSET_MARK: u32 = 0x5a00;
+/// From one to the next. What lies between is added to the offset: the compiler may fold an index.
+pub const OFFSET_STEP: u32 = 0x100;
+
+/// What stands in the program's instructions for an offset until the loader writes it there. As an
+/// operand it costs nothing; read from memory, each offset would cost a load, and all of them two
+/// cache lines that nobody else uses.
+///
+/// `word`: byte position in [`Offsets`].
+#[must_use]
+pub const fn offset_mark(word: usize) -> u32 {
+    OFFSET_MARK + (word / size_of::<u32>()) as u32 * OFFSET_STEP
+}
+
+/// The mark of a member of [`Offsets`].
+#[macro_export]
+macro_rules! offset {
+    ($member:ident) => {
+        const { $crate::offset_mark(::core::mem::offset_of!($crate::Offsets, $member)) }
+    };
 }
 
 /// Byte offsets of the kernel's members, resolved from its BTF at start.
@@ -130,6 +182,56 @@ pub struct Offsets {
     pub kn_parent: u32,
 }
 
+impl Offsets {
+    /// How many there are.
+    pub const COUNT: usize = size_of::<Self>() / size_of::<u32>();
+
+    /// All of them, in the order of their marks.
+    #[must_use]
+    pub const fn words(&self) -> [u32; Self::COUNT] {
+        let Self {
+            task_cgroups,
+            task_exit_code,
+            task_flags,
+            task_group_leader,
+            task_pid,
+            task_real_parent,
+            task_signal,
+            task_start_boottime,
+            task_tgid,
+            signal_live,
+            css_set_subsys,
+            css_set_freezer,
+            css_set_dfl_cgrp,
+            css_cgroup,
+            cgroup_kn,
+            kn_id,
+            kn_name,
+            kn_parent,
+        } = *self;
+        [
+            task_cgroups,
+            task_exit_code,
+            task_flags,
+            task_group_leader,
+            task_pid,
+            task_real_parent,
+            task_signal,
+            task_start_boottime,
+            task_tgid,
+            signal_live,
+            css_set_subsys,
+            css_set_freezer,
+            css_set_dfl_cgrp,
+            css_cgroup,
+            cgroup_kn,
+            kn_id,
+            kn_name,
+            kn_parent,
+        ]
+    }
+}
+
 /// Why the program lost a record, or sent one with a reservation: index into its counters.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
@@ -151,7 +253,7 @@ impl Loss {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{ExitEvent, Offsets, RootTable, Settings};
+    use super::{ExitEvent, RootTable, Settings, Tops};
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (asserted below).
     unsafe impl aya::Pod for ExitEvent {}
@@ -160,7 +262,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Offsets {}
+    unsafe impl aya::Pod for Tops {}
 }
 
 // The kernel reserves ring buffer records at 8 byte boundaries.
@@ -177,6 +279,9 @@ const _: () = assert!(offset_of!(ExitEvent, reserved) == 44);
 const _: () = assert!(offset_of!(ExitEvent, container) == 48);
 const _: () = assert!(size_of::<Name>() == NAME_BYTES);
 const _: () = assert!(size_of::<RootTable>() == 128 && offset_of!(RootTable, v2) == 64);
-const _: () = assert!(size_of::<Settings>() == 5 * size_of::<u32>());
-const _: () = assert!(size_of::<Offsets>() == 18 * size_of::<u32>());
+const _: () = assert!(size_of::<Settings>() == size_of::<u32>());
+const _: () = assert!(size_of::<Tops>() == 16 && offset_of!(Tops, unified_cgroup) == 8);
+// A load's offset has 15 bits for what is not negative, and an index adds less than a step.
+const _: () = assert!(offset_mark(size_of::<Offsets>()) < 0x8000);
+const _: () = assert!(MAX_SUBSYSTEMS as usize * size_of::<u64>() <= OFFSET_STEP as usize);
 const _: () = assert!(MAX_SUBSYSTEMS <= UNIFIED_BIT);

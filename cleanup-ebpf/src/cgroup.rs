@@ -1,17 +1,17 @@
 //! Where a task sits, and whether that is the cgroup of a top-level container.
 
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use cleanup_common::{LEAF, Loss, MAX_ROOTS, MAX_SUBSYSTEMS, NAME_BYTES, Name, UNIFIED_BIT};
+use cleanup_common::{
+    END_OF_ROOTS, FREEZER_TOP_MARK, LEAF, Loss, MAX_ROOTS, MAX_SUBSYSTEMS, NAME_BYTES, Name,
+    UNIFIED_BIT, UNIFIED_TOP_MARK,
+};
 
 use crate::{
     raw::{Object, SharedWord, offset, setting},
     task::Task,
 };
-
-/// Id of the directory at the top of every hierarchy.
-const TOP_ID: u64 = 1;
 
 /// [`cleanup_common::RootTable`], which user space rewrites whenever a root comes or goes. In a
 /// section of its own, so that nothing else is rewritten with it.
@@ -27,11 +27,6 @@ static ROOTS: Roots = Roots {
     v1: [const { SharedWord::new(0) }; MAX_ROOTS],
     v2: [const { SharedWord::new(0) }; MAX_ROOTS],
 };
-
-/// What most tasks of a host hold: the top of a hierarchy. Learnt from the first task seen there;
-/// the kernel never frees either, not even when the hierarchy is mounted elsewhere.
-static TOP_FREEZER_CSS: SharedWord = SharedWord::new(0);
-static TOP_UNIFIED_CGROUP: SharedWord = SharedWord::new(0);
 
 /// The cgroup of a top-level container.
 #[derive(Clone, Copy)]
@@ -74,19 +69,23 @@ impl Layout {
     }
 }
 
+/// Which layouts the roots have.
+#[derive(Clone, Copy)]
+pub enum Watch {
+    V1,
+    V2,
+    Both,
+}
+
 /// The container that a task is directly in, if its parent is one of the roots.
 #[inline(always)]
-pub fn container_of(task: Task) -> Option<Container> {
+pub fn container_of(task: Task, watch: Watch) -> Option<Container> {
     let css_set = task.css_set()?;
-    if setting!(watch_v1) != 0
-        && let Some(container) = css_set.v1_container()
-    {
-        return Some(container);
+    match watch {
+        Watch::V1 => css_set.v1_container(),
+        Watch::V2 => css_set.v2_container(),
+        Watch::Both => css_set.v1_container().or_else(|| css_set.v2_container()),
     }
-    if setting!(watch_v2) != 0 {
-        return css_set.v2_container();
-    }
-    None
 }
 
 /// `struct css_set`: a task's place in every hierarchy.
@@ -122,32 +121,25 @@ impl CssSet {
     #[inline(always)]
     fn v1_container(self) -> Option<Container> {
         let css = self.freezer_css()?;
-        if css.address() == TOP_FREEZER_CSS.load() {
+        if css.address() == FREEZER_TOP_MARK {
             return None;
         }
         let node = css.follow(offset!(css_cgroup)).map(Cgroup)?.node()?;
-        let Some(parent) = node.parent() else {
-            learn(&TOP_FREEZER_CSS, css, node);
-            return None;
-        };
         Some(Container {
             node,
             layout: Layout::V1,
-            root: slot(&ROOTS.v1, parent.id())?,
+            root: slot(&ROOTS.v1, node.parent()?.id())?,
         })
     }
 
     #[inline(always)]
     fn v2_container(self) -> Option<Container> {
         let cgroup = self.unified()?;
-        if cgroup.0.address() == TOP_UNIFIED_CGROUP.load() {
+        if cgroup.0.address() == UNIFIED_TOP_MARK {
             return None;
         }
         let leaf = cgroup.node()?;
-        let Some(node) = leaf.parent() else {
-            learn(&TOP_UNIFIED_CGROUP, cgroup.0, leaf);
-            return None;
-        };
+        let node = leaf.parent()?;
         let root = slot(&ROOTS.v2, node.parent()?.id())?;
         leaf.is_leaf().then_some(Container {
             node,
@@ -157,34 +149,27 @@ impl CssSet {
     }
 }
 
-/// Keeps what the tasks at the top of a hierarchy hold. Of two facts, since a mistake would
-/// silence a cgroup for good: it has no parent, and it has the top's id.
-#[inline(always)]
-fn learn(known: &SharedWord, held: Object, node: Node) {
-    if node.id() == TOP_ID {
-        known.store(held.address());
-    }
-}
-
 /// The slot of the root with this id.
 #[inline(always)]
 fn slot(table: &[SharedWord; MAX_ROOTS], id: u64) -> Option<u32> {
-    // No directory has it: a failed load, or a slot without a root.
-    if id == 0 {
+    // No directory has it: a failed load.
+    if id == END_OF_ROOTS {
         return None;
     }
-    let used = setting!(slots);
     for (index, root) in table.iter().enumerate() {
-        let index = index as u32;
-        if index >= used {
-            break;
+        let root = root.load();
+        if root == id {
+            return Some(index as u32);
         }
-        if root.load() == id {
-            return Some(index);
+        if root == END_OF_ROOTS {
+            break;
         }
     }
     None
 }
+
+/// Room for a name. Not zeros, which would be one more `memset`: see [`Node::read_name`].
+pub type Room = MaybeUninit<Name>;
 
 /// `struct cgroup`
 #[derive(Clone, Copy)]
@@ -198,7 +183,7 @@ impl Cgroup {
 
     /// Whether its path ends in `<root>/<container>`.
     #[inline(always)]
-    fn is_at(self, container: &Name, root: &Name, scratch: &mut Name) -> bool {
+    fn is_at(self, container: &Name, root: &Name, scratch: &mut Room) -> bool {
         let Some(node) = self.node() else {
             return false;
         };
@@ -236,23 +221,27 @@ impl Node {
 
     /// Whether it has this name. `scratch` is overwritten.
     #[inline(always)]
-    fn is_named(self, name: &Name, scratch: &mut Name) -> bool {
-        self.read_name(scratch).is_ok()
-            && (scratch[0] ^ name[0])
-                | (scratch[1] ^ name[1])
-                | (scratch[2] ^ name[2])
-                | (scratch[3] ^ name[3])
-                | (scratch[4] ^ name[4])
-                == 0
+    fn is_named(self, name: &Name, scratch: &mut Room) -> bool {
+        self.read_name(scratch)
+            .is_ok_and(|own| differences(own, name) == 0)
     }
 
     /// Reads its name, padded with NUL.
+    ///
+    /// The room is cleared by plain stores. An assignment of zeros may become a call of `memset`,
+    /// whose loop in another function costs the verifiers before 6.4 a million steps.
     #[inline(always)]
-    pub fn read_name(self, name: &mut Name) -> Result<(), Loss> {
-        clear(name);
+    pub fn read_name(self, room: &mut Room) -> Result<&Name, Loss> {
+        let first = room.as_mut_ptr().cast::<u64>();
+        for index in 0..size_of::<Name>() / size_of::<u64>() {
+            // SAFETY: within the room, and valid for writes.
+            unsafe { ptr::write_volatile(first.add(index), 0) };
+        }
+        // SAFETY: every word was written.
+        let name = unsafe { room.assume_init_mut() };
         match self.copy_name(name) {
             ..1 => Err(Loss::NameUnreadable),
-            length if length < NAME_BYTES as i64 => Ok(()),
+            length if length < NAME_BYTES as i64 => Ok(name),
             _ => Err(Loss::NameTooLong),
         }
     }
@@ -268,14 +257,16 @@ impl Node {
     }
 }
 
-/// Plain stores. An assignment of zeros may become a call of `memset`, whose loop in another
-/// function costs the verifiers before 6.4 a million steps.
+/// The bits in which two names differ. Every word is loaded: a comparison that ends at the first
+/// difference is five branches, and each of them is a state that the verifier has to remember.
 #[inline(always)]
-pub fn clear(name: &mut Name) {
-    for word in name {
-        // SAFETY: a reference is valid for writes.
-        unsafe { ptr::write_volatile(word, 0) };
+fn differences(one: &Name, other: &Name) -> u64 {
+    let mut bits = 0;
+    for (one, other) in one.iter().zip(other) {
+        // SAFETY: a reference is valid for reads.
+        bits |= unsafe { ptr::read_volatile(one) ^ ptr::read_volatile(other) };
     }
+    bits
 }
 
 /// Adds to `mask` the hierarchies in which a task sits in `<root>/<container>`, by these names.
@@ -284,7 +275,7 @@ pub fn add_hierarchies(task: Task, container: &Name, root: &Name, mask: &mut u32
     let Some(css_set) = task.css_set() else {
         return;
     };
-    let mut scratch = [0; _];
+    let mut scratch = Room::uninit();
     let count = setting!(subsystems);
     for index in 0..MAX_SUBSYSTEMS {
         if index >= count {

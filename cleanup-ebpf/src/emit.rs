@@ -1,5 +1,7 @@
 //! The way of the few that matter: is it news, is it the first report, and the report itself.
 
+use core::ptr;
+
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_ns,
     macros::map,
@@ -9,7 +11,7 @@ use aya_log_ebpf::debug;
 use cleanup_common::{ExitEvent, Loss, UNIFIED_BIT};
 
 use crate::{
-    cgroup::{self, Container, Layout, Node},
+    cgroup::{self, Container, Layout, Node, Room},
     task::Task,
 };
 
@@ -117,14 +119,16 @@ fn try_emit(task: Task, container: Container) -> Result<(), Loss> {
 /// Writes the container's name and the task's hierarchies.
 #[inline(always)]
 fn describe(task: Task, container: Container, event: &mut ExitEvent) -> Result<(), Loss> {
-    container.node.read_name(&mut event.container)?;
+    // SAFETY: only names are written there, so it stays initialised.
+    let room = unsafe { &mut *ptr::from_mut(&mut event.container).cast::<Room>() };
+    container.node.read_name(room)?;
 
-    let mut root = [0; _];
+    let mut root = Room::uninit();
     let parent = container.node.parent().ok_or(Loss::NameUnreadable)?;
-    parent.read_name(&mut root)?;
+    let root = parent.read_name(&mut root)?;
 
     event.hierarchies = 0;
-    cgroup::add_hierarchies(task, &event.container, &root, &mut event.hierarchies);
+    cgroup::add_hierarchies(task, &event.container, root, &mut event.hierarchies);
     if container.layout == Layout::V2 {
         // It sits in the leaf, one below.
         cgroup::add_bit(&mut event.hierarchies, UNIFIED_BIT);

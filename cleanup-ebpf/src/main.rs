@@ -5,7 +5,9 @@
 //! loads. There is no state but the claims that make a report once-only.
 //!
 //! The kernel's members are read with typed loads, which the verifier checks against the kernel's
-//! BTF and which need no helper call. Their offsets come from the same BTF, through frozen globals.
+//! BTF and which need no helper call. Their offsets come from the same BTF: the loader writes them
+//! into the instructions. What depends on the host is settled by which of the programs is loaded.
+//! Nothing that an exit of no interest needs is in a map.
 //!
 //! Written for the verifiers of Linux 5.10 to 7.x. What they cannot do shapes the code in places;
 //! those places say so.
@@ -21,22 +23,47 @@ mod task;
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
 use cleanup_common::Settings;
 
-use crate::{cgroup::Container, raw::setting, task::Task};
+use crate::{
+    cgroup::{Container, Watch},
+    task::Task,
+};
 
 /// Written by the loader, and frozen before the program is loaded.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    group_dead_argument: 0,
-    watch_v1: 0,
-    watch_v2: 0,
-    slots: 0,
-    subsystems: 0,
-};
+static SETTINGS: Settings = Settings { subsystems: 0 };
 
-#[btf_tracepoint(function = "sched_process_exit")]
-#[expect(clippy::needless_pass_by_value, reason = "called by the macro's code")]
-fn exit_probe(ctx: BtfTracePointContext) -> i32 {
-    if let Some((task, Container { node, layout, root })) = matching(&ctx) {
+/// How a group's end is recognised.
+#[derive(Clone, Copy)]
+enum GroupDead {
+    /// By the tracepoint's argument.
+    Argument,
+    /// By the group's counter of threads.
+    LiveCounter,
+}
+
+/// One program for each kind of host. The loader picks one by its name.
+macro_rules! programs {
+    ($($name:ident: $watch:ident, $group_dead:ident;)*) => { $(
+        #[btf_tracepoint(function = "sched_process_exit")]
+        #[expect(clippy::needless_pass_by_value, reason = "called by the macro's code")]
+        fn $name(ctx: BtfTracePointContext) -> i32 {
+            probe(&ctx, Watch::$watch, GroupDead::$group_dead)
+        }
+    )* };
+}
+
+programs! {
+    exit_v1_arg: V1, Argument;
+    exit_v1_live: V1, LiveCounter;
+    exit_v2_arg: V2, Argument;
+    exit_v2_live: V2, LiveCounter;
+    exit_both_arg: Both, Argument;
+    exit_both_live: Both, LiveCounter;
+}
+
+#[inline(always)]
+fn probe(ctx: &BtfTracePointContext, watch: Watch, group_dead: GroupDead) -> i32 {
+    if let Some((task, Container { node, layout, root })) = matching(ctx, watch, group_dead) {
         emit::emit(task, node, layout, root);
     }
     0
@@ -44,12 +71,16 @@ fn exit_probe(ctx: BtfTracePointContext) -> i32 {
 
 /// The task that exits, and its container, if this is the end of a process that may matter.
 #[inline(always)]
-fn matching(ctx: &BtfTracePointContext) -> Option<(Task, Container)> {
+fn matching(
+    ctx: &BtfTracePointContext,
+    watch: Watch,
+    group_dead: GroupDead,
+) -> Option<(Task, Container)> {
     let task = Task::from_context(ctx)?;
-    if !is_group_dead(ctx, task)? || task.leader()?.never_executed() {
+    if !is_group_dead(ctx, task, group_dead)? || task.leader()?.never_executed() {
         return None;
     }
-    let container = cgroup::container_of(task)?;
+    let container = cgroup::container_of(task, watch)?;
     Some((task, container))
 }
 
@@ -57,14 +88,15 @@ fn matching(ctx: &BtfTracePointContext) -> Option<(Task, Container)> {
 ///
 /// Two threads that end together may both find the counter at zero: see [`emit`] for the cure.
 #[inline(always)]
-fn is_group_dead(ctx: &BtfTracePointContext, task: Task) -> Option<bool> {
-    if setting!(group_dead_argument) != 0 {
-        // SAFETY: the loader found this argument in the kernel's BTF. Where there is none, the
-        // verifier knows the condition to be false and never looks at the load.
-        let group_dead = unsafe { raw::read::<u64>(ctx.as_ptr() as u64, 8) };
-        Some(group_dead & 0xff != 0)
-    } else {
-        Some(task.live_threads()? == 0)
+fn is_group_dead(ctx: &BtfTracePointContext, task: Task, by: GroupDead) -> Option<bool> {
+    match by {
+        GroupDead::Argument => {
+            // SAFETY: the loader found this argument in the kernel's BTF; where there is none, it
+            // picks another program.
+            let group_dead = unsafe { raw::read::<u64>(ctx.as_ptr() as u64, 8) };
+            Some(group_dead & 0xff != 0)
+        }
+        GroupDead::LiveCounter => Some(task.live_threads()? == 0),
     }
 }
 

@@ -1,32 +1,9 @@
-//! Loads from kernel memory and from the globals that the loader wrote.
+//! Loads from kernel memory, at offsets that the loader writes into the instructions, and from
+//! globals.
 
 use core::{cell::UnsafeCell, num::NonZeroU64, ptr};
 
-use cleanup_common::Offsets;
-
-/// Written by the loader, and frozen before the program is loaded: to the verifier these are
-/// constants, so a pointer plus an offset is still a typed pointer.
-#[unsafe(no_mangle)]
-pub static OFFSETS: Offsets = Offsets {
-    task_cgroups: 0,
-    task_exit_code: 0,
-    task_flags: 0,
-    task_group_leader: 0,
-    task_pid: 0,
-    task_real_parent: 0,
-    task_signal: 0,
-    task_start_boottime: 0,
-    task_tgid: 0,
-    signal_live: 0,
-    css_set_subsys: 0,
-    css_set_freezer: 0,
-    css_set_dfl_cgrp: 0,
-    css_cgroup: 0,
-    cgroup_kn: 0,
-    kn_id: 0,
-    kn_name: 0,
-    kn_parent: 0,
-};
+pub(crate) use cleanup_common::offset;
 
 /// Reads a global that the loader wrote: the compiler must not believe its initial value.
 #[inline(always)]
@@ -35,14 +12,14 @@ pub fn frozen(global: &u32) -> u32 {
     unsafe { ptr::read_volatile(global) }
 }
 
-/// A word that others read and write while the program runs: one aligned load, one aligned store.
+/// A word that user space writes while the program runs: one aligned load.
 ///
 /// An atomic would say it better, but LLVM has no relaxed atomics for the instruction set that all
 /// our kernels know.
 #[repr(transparent)]
 pub struct SharedWord(UnsafeCell<u64>);
 
-// SAFETY: it is only ever read and written as a whole, with one instruction.
+// SAFETY: it is only ever read as a whole, with one instruction.
 unsafe impl Sync for SharedWord {}
 
 impl SharedWord {
@@ -55,21 +32,7 @@ impl SharedWord {
         // SAFETY: valid for reads, and an aligned word never tears.
         unsafe { ptr::read_volatile(self.0.get()) }
     }
-
-    #[inline(always)]
-    pub fn store(&self, value: u64) {
-        // SAFETY: valid for writes, and an aligned word never tears.
-        unsafe { ptr::write_volatile(self.0.get(), value) };
-    }
 }
-
-/// The offset of a kernel member.
-macro_rules! offset {
-    ($member:ident) => {
-        crate::raw::frozen(&crate::raw::OFFSETS.$member)
-    };
-}
-pub(crate) use offset;
 
 /// A member of [`cleanup_common::Settings`].
 macro_rules! setting {

@@ -5,20 +5,26 @@ use std::{fs, io, path::Path};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, tp_btf::BtfTracePointLinkId},
+    programs::{BtfTracePoint, ProgramError, ProgramInfo, tp_btf::BtfTracePointLinkId},
 };
 use cleanup_common::{RootTable, Settings, TRACEPOINT};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
-    GroupDeadSource, Layout, MAX_ROOTS, ProbeError, ProbeOptions, btf::Btf, offsets::Kernel, roots,
+    GroupDeadSource, Layout, MAX_ROOTS, ProbeError, ProbeOptions, ProgramSize, btf::Btf,
+    offsets::Kernel, patch::patch, roots, tops,
 };
 
 /// Built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/exit-probe"));
 
 /// Names in the BPF object.
-const PROGRAM: &str = "exit_probe";
+const V1_ARG: &str = "exit_v1_arg";
+const V1_LIVE: &str = "exit_v1_live";
+const V2_ARG: &str = "exit_v2_arg";
+const V2_LIVE: &str = "exit_v2_live";
+const BOTH_ARG: &str = "exit_both_arg";
+const BOTH_LIVE: &str = "exit_both_live";
 const EVENTS: &str = "EVENTS";
 pub(super) const LOSSES: &str = "LOSSES";
 const LOGS: &str = "AYA_LOGS";
@@ -47,25 +53,29 @@ pub(super) struct Loaded {
     /// Controllers by their index in the kernel's masks.
     pub(super) controllers: Vec<Option<&'static str>>,
     pub(super) group_dead: GroupDeadSource,
-    pub(super) verified_instructions: Option<u32>,
+    /// Whether it knows the tops of the hierarchies.
+    pub(super) top_known: bool,
+    pub(super) size: ProgramSize,
 }
 
 /// The program, attached or not.
 pub(super) struct Program {
     ebpf: Ebpf,
+    /// Of the one that is loaded.
+    name: &'static str,
     link: Option<BtfTracePointLinkId>,
 }
 
 impl Program {
     pub(super) fn attach(&mut self) -> Result<(), ProbeError> {
-        let program = program(&mut self.ebpf)?;
+        let program = program(&mut self.ebpf, self.name)?;
         self.link = Some(program.attach().map_err(failed("attach"))?);
         Ok(())
     }
 
     pub(super) fn detach(&mut self) -> Result<(), ProbeError> {
         match self.link.take() {
-            Some(link) => program(&mut self.ebpf)?
+            Some(link) => program(&mut self.ebpf, self.name)?
                 .detach(link)
                 .map_err(failed("detach")),
             None => Ok(()),
@@ -74,6 +84,20 @@ impl Program {
 
     pub(super) fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+}
+
+impl ProgramSize {
+    fn of(program: &BtfTracePoint) -> Self {
+        let info = program.info().ok();
+        let info = info.as_ref();
+        Self {
+            verified_instructions: info.and_then(ProgramInfo::verified_instruction_count),
+            translated_bytes: info.and_then(ProgramInfo::size_translated),
+            machine_bytes: info
+                .map(ProgramInfo::size_jitted)
+                .filter(|bytes| *bytes > 0),
+        }
     }
 }
 
@@ -88,7 +112,10 @@ pub(super) fn load(
 
     let kernel = Kernel::read(&read_btf()?)?;
     let group_dead = group_dead.unwrap_or(kernel.group_dead);
-    let settings = settings(options, &kernel, group_dead)?;
+    let name = program_for(options, &kernel, group_dead)?;
+    let settings = Settings {
+        subsystems: kernel.controllers.len() as u32,
+    };
     raise_memlock_limit(&release);
 
     let log_level = if options.kernel_log {
@@ -96,12 +123,16 @@ pub(super) fn load(
     } else {
         0
     };
+    let tops = tops::find(&kernel.offsets);
+    let object = patch(OBJECT, &kernel.offsets, tops).map_err(|error| ProbeError::Unsupported {
+        what: format!("the exit probe cannot be fitted to this kernel: {error}"),
+        remedy: "report it".into(),
+    })?;
     let mut loader = EbpfLoader::new();
     loader
         // It has no relocations, and what `new` read takes 20 MB.
         .btf(None)
         .override_global("SETTINGS", &settings, true)
-        .override_global("OFFSETS", &kernel.offsets, true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(EVENTS, options.ring_bytes);
     if !options.kernel_log {
@@ -109,19 +140,16 @@ pub(super) fn load(
         loader.map_max_entries(LOGS, page_bytes());
     }
     let mut ebpf = loader
-        .load(OBJECT)
+        .load(&object)
         .map_err(|e| ProbeError::Load(Box::new(e)))?;
 
-    let program = program(&mut ebpf)?;
+    let program = program(&mut ebpf, name)?;
     {
         // For the tracepoint's id, and as large: dropped at once.
         let types = aya::Btf::from_sys_fs().map_err(|e| ProbeError::Load(Box::new(e.into())))?;
         program.load(TRACEPOINT, &types).map_err(failed("verify"))?;
     }
-    let verified_instructions = program
-        .info()
-        .ok()
-        .and_then(|info| info.verified_instruction_count());
+    let size = ProgramSize::of(program);
 
     Ok(Loaded {
         events: take_map(&mut ebpf, EVENTS)?,
@@ -129,13 +157,22 @@ pub(super) fn load(
         roots: take_map(&mut ebpf, roots::MAP)?,
         controllers: kernel.controllers,
         group_dead,
-        verified_instructions,
-        program: Program { ebpf, link: None },
+        top_known: match name {
+            V1_ARG | V1_LIVE => tops.freezer_css != 0,
+            V2_ARG | V2_LIVE => tops.unified_cgroup != 0,
+            _ => tops.freezer_css != 0 && tops.unified_cgroup != 0,
+        },
+        size,
+        program: Program {
+            ebpf,
+            name,
+            link: None,
+        },
     })
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, ProbeError> {
-    ebpf.program_mut(PROGRAM)
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, ProbeError> {
+    ebpf.program_mut(name)
         .ok_or(ProgramError::NotLoaded)
         .and_then(TryInto::try_into)
         .map_err(failed("find"))
@@ -158,25 +195,29 @@ where
         .map_err(|error| ProbeError::map(name, error))
 }
 
-fn settings(
+/// The program for these roots on this kernel.
+fn program_for(
     options: &ProbeOptions,
     kernel: &Kernel,
     group_dead: GroupDeadSource,
-) -> Result<Settings, ProbeError> {
+) -> Result<&'static str, ProbeError> {
     let watches = |layout| options.roots.iter().any(|root| root.layout == layout);
-    if watches(Layout::V1) && !kernel.freezer {
+    let (v1, v2) = (watches(Layout::V1), watches(Layout::V2));
+    if v1 && !kernel.freezer {
         return Err(ProbeError::Unsupported {
             what: "this kernel has no freezer controller, where version 1 executors are looked for"
                 .into(),
             remedy: "build it with CONFIG_CGROUP_FREEZER=y, or configure a version 2 root".into(),
         });
     }
-    Ok(Settings {
-        group_dead_argument: (group_dead == GroupDeadSource::Argument).into(),
-        watch_v1: watches(Layout::V1).into(),
-        watch_v2: watches(Layout::V2).into(),
-        slots: options.roots.len() as u32,
-        subsystems: kernel.controllers.len() as u32,
+    // Without roots any of them matches nothing.
+    Ok(match (v1, v2, group_dead) {
+        (true, true, GroupDeadSource::Argument) => BOTH_ARG,
+        (true, true, GroupDeadSource::LiveCounter) => BOTH_LIVE,
+        (true, false, GroupDeadSource::Argument) => V1_ARG,
+        (true, false, GroupDeadSource::LiveCounter) => V1_LIVE,
+        (false, _, GroupDeadSource::Argument) => V2_ARG,
+        (false, _, GroupDeadSource::LiveCounter) => V2_LIVE,
     })
 }
 

@@ -7,10 +7,12 @@ mod loader;
 mod loss;
 mod mounts;
 mod offsets;
+mod patch;
 mod record;
 mod roots;
 mod source;
 mod stream;
+mod tops;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
@@ -81,14 +83,27 @@ pub enum GroupDeadSource {
     LiveCounter,
 }
 
+/// How large the program is, as far as the kernel tells.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ProgramSize {
+    /// Instructions that the verifier walked through (5.16 and later).
+    pub verified_instructions: Option<u32>,
+    /// Bytes of its instructions, after the verifier has removed what never runs.
+    pub translated_bytes: Option<u32>,
+    /// Bytes of machine code.
+    pub machine_bytes: Option<u32>,
+}
+
 /// What the probe found out about its host and itself.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ProbeInfo {
     /// How a group's end is recognised.
     pub group_dead: GroupDeadSource,
-    /// Instructions that the verifier walked through, where the kernel tells (5.16 and later).
-    pub verified_instructions: Option<u32>,
+    /// Whether a task at the top of the cgroup hierarchy is dismissed at first sight (5.10 and later).
+    pub top_known: bool,
+    /// How large the program is to the kernel.
+    pub size: ProgramSize,
     /// Size of the ring buffer in bytes.
     pub ring_bytes: u32,
     /// Whether the kernel program explains itself.
@@ -152,7 +167,8 @@ pub struct Probe {
 /// The part of [`ProbeInfo`] that never changes.
 struct StaticInfo {
     group_dead: GroupDeadSource,
-    verified_instructions: Option<u32>,
+    top_known: bool,
+    size: ProgramSize,
     ring_bytes: u32,
 }
 
@@ -182,7 +198,8 @@ impl Probe {
             roots,
             controllers,
             group_dead,
-            verified_instructions,
+            top_known,
+            size,
         } = loaded;
         let ProbeOptions {
             roots: specs,
@@ -208,7 +225,8 @@ impl Probe {
             specs,
             info: StaticInfo {
                 group_dead,
-                verified_instructions,
+                top_known,
+                size,
                 ring_bytes,
             },
         })
@@ -242,14 +260,16 @@ impl Probe {
     pub fn describe(&self) -> ProbeInfo {
         let StaticInfo {
             group_dead,
-            verified_instructions,
+            top_known,
+            size,
             ring_bytes,
         } = self.info;
         let states = self.roots.known().states();
         let roots = self.specs.iter().cloned().zip(states);
         ProbeInfo {
             group_dead,
-            verified_instructions,
+            top_known,
+            size,
             ring_bytes,
             kernel_log: self.kernel_log.is_some(),
             roots: roots

@@ -250,7 +250,7 @@ impl Watcher {
     fn refresh(&mut self) -> Result<Sight, ProbeError> {
         let mut sight = Sight::Full;
         self.mounts = Hierarchies::read(&self.controllers).map_err(cannot_read)?;
-        let mut table = RootTable::default();
+        let mut table = RootTable::of(self.specs.len());
         let mut states = Vec::with_capacity(self.specs.len());
         for (slot, spec) in self.specs.iter().enumerate() {
             // First the watches, then the look: what changes in between is reported.
