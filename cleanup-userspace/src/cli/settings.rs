@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Action, Config, LogFormat, Mode, Teardown};
@@ -125,19 +126,23 @@ pub(super) fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
 }
 
 /// Runs a command that acts until it is done.
-///
-/// On the calling thread, not on one of the runtime's: a loop that hangs must not take tasks with
-/// it that wait their turn on the same thread, those that say so among them.
 pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    with_workers(|workers| workers.block_on(work))
+}
+
+/// The same, of a command that does a part of its work on this thread.
+pub(super) fn with_workers<T>(
+    work: impl FnOnce(&Runtime) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let workers = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(32)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(work);
+    let outcome = work(&workers);
     // Blocked file system work must not keep the process alive.
-    runtime.shutdown_background();
+    workers.shutdown_background();
     outcome
 }
 

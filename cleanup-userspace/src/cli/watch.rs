@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::settings::{Settings, run_to_end, start_log};
+use super::settings::{Settings, start_log, with_workers};
 use crate::config::{Config, ProbeChoice};
 use crate::daemon;
 
@@ -56,7 +56,8 @@ impl Watch {
         let config = self.configuration()?;
         start_log(config.log_format, "info");
         daemon::settle_rights(&config);
-        run_to_end(daemon::watch(config, move || self.configuration())).map(|()| ExitCode::SUCCESS)
+        with_workers(|workers| daemon::watch(workers, config, move || self.configuration()))?;
+        Ok(ExitCode::SUCCESS)
     }
 
     fn configuration(&self) -> anyhow::Result<Config> {

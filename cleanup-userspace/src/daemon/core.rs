@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
@@ -101,6 +102,8 @@ pub struct Core {
     /// Of those that were looked at.
     pub(super) agents: BTreeMap<AgentIndex, AgentState>,
     supervisor: Arc<Supervisor>,
+    /// Where the tasks run that it starts.
+    workers: Handle,
     /// Since when, in seconds since the epoch.
     pub(super) docker_since: f64,
     pub(super) ring_works: bool,
@@ -109,7 +112,16 @@ pub struct Core {
     pub(super) counters: Counters,
 }
 
+/// What the loop is told by tasks that have their own word for it.
+#[derive(Debug)]
+pub struct Feeds {
+    docker: UnboundedReceiver<DockerChange>,
+    requests: UnboundedReceiver<Request>,
+    inquiries: Inquiries,
+}
+
 impl Core {
+    /// Within the runtime in which its tasks shall run.
     pub fn new(
         host: Arc<Host>,
         exits: ExitSource,
@@ -136,6 +148,7 @@ impl Core {
             docker_up: None,
             agents: BTreeMap::new(),
             supervisor,
+            workers: Handle::current(),
             docker_since: 0.0,
             ring_works: true,
             handled: 0,
@@ -148,17 +161,16 @@ impl Core {
         self.exits.kind()
     }
 
-    /// Watches until `stop` completes. A probe is attached already: what ends while
-    /// the first survey runs waits in the ring. `inquiries` come last: whoever asks
-    /// much waits for the rest.
-    pub async fn run(mut self, mut inquiries: Inquiries, stop: impl Future<Output = ()>) {
-        let (docker_sender, mut docker_changes) = mpsc::unbounded_channel();
+    /// Takes up everything that feeds the loop, and looks at what exists. A probe is
+    /// attached already: what ends meanwhile waits in the ring.
+    pub async fn start(&mut self, inquiries: Inquiries) -> Feeds {
+        let (docker_sender, docker) = mpsc::unbounded_channel();
         tokio::spawn(follow_docker(
             self.host.docker.clone(),
             self.host.index.clone(),
             docker_sender,
         ));
-        let (request_sender, mut requests) = mpsc::unbounded_channel();
+        let (request_sender, requests) = mpsc::unbounded_channel();
         tokio::spawn(follow_inbox(
             self.host.config().inbox_dir(),
             request_sender,
@@ -183,7 +195,16 @@ impl Core {
             "ready"
         );
         self.supervisor.ready(&self.standing());
+        Feeds {
+            docker,
+            requests,
+            inquiries,
+        }
+    }
 
+    /// Watches until `stop` completes, in whatever runtime: what it starts runs where it
+    /// was made. Inquiries come last: whoever asks much waits for the rest.
+    pub async fn run(mut self, mut feeds: Feeds, stop: impl Future<Output = ()>) {
         let pause = self.supervisor.longest_pause();
         let within = |tick: Duration| pause.map_or(tick, |pause| pause.min(tick));
         let mut tick = interval(within(TICK));
@@ -221,13 +242,13 @@ impl Core {
                         tracing::error!(%error, "the ring buffer cannot be read; the pidfds go on");
                         self.ring_works = false;
                         self.host.metrics.ring_is_broken(true);
-                        self.begin_survey(Duration::ZERO);
+                        self.guarded(|core| core.begin_survey(Duration::ZERO));
                     }
                 },
                 Some(message) = self.messages.recv() => self.guarded(|core| core.on_message(message)),
-                Some(request) = requests.recv() => self.guarded(|core| core.on_request(request)),
+                Some(request) = feeds.requests.recv() => self.guarded(|core| core.on_request(request)),
                 Some(question) = self.questions.recv() => self.guarded(|core| core.on_question(question)),
-                Some(change) = docker_changes.recv() => self.guarded(|core| core.on_docker(change)),
+                Some(change) = feeds.docker.recv() => self.guarded(|core| core.on_docker(change)),
                 _ = tick.tick() => {
                     // Broken until it can be read for a whole tick.
                     self.host.metrics.ring_is_broken(!self.ring_works);
@@ -242,8 +263,8 @@ impl Core {
                     }
                     handled_before = self.handled;
                 }
-                _ = surveys.tick() => self.begin_survey(Duration::ZERO),
-                inquiry = inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
+                _ = surveys.tick() => self.guarded(|core| core.begin_survey(Duration::ZERO)),
+                inquiry = feeds.inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
             }
         }
         self.supervisor.stopping();
@@ -255,6 +276,8 @@ impl Core {
     /// the handler left undone.
     fn guarded(&mut self, handle: impl FnOnce(&mut Self)) {
         let began = monotonic_ns();
+        let workers = self.workers.clone();
+        let _among_workers = workers.enter();
         if catch_unwind(AssertUnwindSafe(|| handle(self))).is_err() {
             self.host.metrics.panicked(Panicked::Handler);
             tracing::error!("a handler panicked; the next survey looks at everything again");

@@ -25,12 +25,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
-use self::core::Core;
+use self::core::{Core, Feeds};
 use self::place::Place;
 use self::reload::{Reread, Source};
 use self::supervisor::Supervisor;
@@ -56,26 +57,69 @@ pub fn settle_rights(config: &Config) {
 
 /// Runs until SIGTERM or SIGINT. At SIGHUP `source` tells the configuration anew. An
 /// error says why the daemon cannot work here.
-pub async fn watch(config: Config, source: impl Source) -> anyhow::Result<()> {
+///
+/// The loop has the calling thread for itself, with a runtime of its own that polls
+/// the ring: an exit wakes it at once, not by way of another thread, and a loop that
+/// hangs takes no task with it, the ones that say so among them. Everything else is
+/// the workers'.
+pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::Result<()> {
     preflight::check()?;
     memory::keep_small();
+    let supervisor = Arc::new(Supervisor::from_environment());
+    let started = workers.block_on(Box::pin(start(config, source, &supervisor)))?;
+    let Some((started, mut stop)) = started else {
+        supervisor.stopping();
+        return Ok(());
+    };
+    let Started {
+        core,
+        feeds,
+        _control,
+        _turn,
+    } = started;
+    let own = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the loop's runtime")?;
+    own.block_on(core.run(feeds, stop.wait()));
+    Ok(())
+}
+
+/// Everything before the loop. `None`: stopped meanwhile.
+async fn start(
+    config: Config,
+    source: impl Source,
+    supervisor: &Arc<Supervisor>,
+) -> anyhow::Result<Option<(Started, Stop)>> {
     let mut stop = Stop::new()?;
     let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-    let supervisor = Arc::new(Supervisor::from_environment());
-    let reloads = reload::follow(hangup, source, Arc::clone(&supervisor));
-    let prepared = supervisor.feeding(prepare(config, &mut stop, reloads, &supervisor));
-    if let Some(prepared) = Box::pin(prepared).await? {
-        let Prepared {
-            core,
-            inquiries,
-            _control,
-            _turn,
-        } = prepared;
-        core.run(inquiries, stop.wait()).await;
-    } else {
-        supervisor.stopping();
-    }
-    Ok(())
+    let reloads = reload::follow(hangup, source, Arc::clone(supervisor));
+    let prepared = supervisor.feeding(prepare(config, &mut stop, reloads, supervisor));
+    let Some(prepared) = prepared.await? else {
+        return Ok(None);
+    };
+    let Prepared {
+        mut core,
+        inquiries,
+        _control,
+        _turn,
+    } = prepared;
+    let feeds = core.start(inquiries).await;
+    let started = Started {
+        core,
+        feeds,
+        _control,
+        _turn,
+    };
+    Ok(Some((started, stop)))
+}
+
+/// What runs, and what has to last as long as it does.
+struct Started {
+    core: Core,
+    feeds: Feeds,
+    _control: Option<Server>,
+    _turn: RunLock,
 }
 
 /// What the loop needs, and what has to last as long as it does.

@@ -214,7 +214,7 @@ impl Probe {
         };
         // The table first: attached without it, the program would let exits pass.
         let roots = RootWatch::start(specs.clone(), controllers.clone(), roots)?;
-        let stream = ExitStream::new(events, controllers, Arc::clone(roots.known()))?;
+        let stream = ExitStream::new(events, controllers, Arc::clone(roots.known()));
         program.attach()?;
         Ok(Self {
             stream,
@@ -232,7 +232,8 @@ impl Probe {
         })
     }
 
-    /// The next record. Cancel safe: a record is either returned or still in the ring.
+    /// The next record. Cancel safe: a record is either returned or still in the ring. The runtime
+    /// in which this is first waited for is the one that polls the ring.
     pub async fn next(&mut self) -> Result<ExitRecord, ProbeError> {
         self.stream.next().await
     }
@@ -294,7 +295,7 @@ fn forward_log(program: &mut Program) -> Result<AbortOnDrop, ProbeError> {
         remedy: "turn kernel_log off".into(),
     };
     let logger = EbpfLogger::init(program.ebpf()).map_err(|e| unusable(&e))?;
-    let mut logger = stream::poll_readable(logger).map_err(|e| unusable(&e))?;
+    let mut logger = stream::register(logger).map_err(|e| unusable(&e))?;
     let task = tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();

@@ -8,15 +8,24 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use cleanup_common::{ExitEvent, UNIFIED_BIT};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdRegisterError},
+};
 
 use super::{ExitRecord, ProbeError, TaskHierarchies, roots::Known};
 use crate::process::monotonic_ns;
 
 /// The reader of the ring buffer.
 pub(super) struct ExitStream {
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: Ring,
     decoder: Decoder,
+}
+
+/// A ring buffer, polled by the runtime in which it is first waited for: one of the two is there.
+struct Ring {
+    idle: Option<RingBuf<MapData>>,
+    polled: Option<AsyncFd<RingBuf<MapData>>>,
 }
 
 /// Makes records of what the kernel program wrote.
@@ -33,35 +42,58 @@ pub(super) struct Rejected {
     pub(super) malformed: u64,
 }
 
-impl ExitStream {
+impl Ring {
     /// Within a tokio runtime only.
+    fn polled(&mut self) -> io::Result<&mut AsyncFd<RingBuf<MapData>>> {
+        if let Some(ring) = self.idle.take() {
+            match register(ring) {
+                Ok(ring) => self.polled = Some(ring),
+                Err(error) => {
+                    let (ring, error) = error.into_parts();
+                    self.idle = Some(ring);
+                    return Err(error);
+                }
+            }
+        }
+        self.polled
+            .as_mut()
+            .ok_or_else(|| io::Error::other("there is no ring buffer"))
+    }
+
+    fn get_mut(&mut self) -> Option<&mut RingBuf<MapData>> {
+        let polled = self.polled.as_mut().map(AsyncFd::get_mut);
+        self.idle.as_mut().or(polled)
+    }
+}
+
+impl ExitStream {
     pub(super) fn new(
         ring: RingBuf<MapData>,
         controllers: Vec<Option<&'static str>>,
         known: Arc<Known>,
-    ) -> Result<Self, ProbeError> {
-        let ring =
-            poll_readable(ring).map_err(|e| ProbeError::io("cannot poll the ring buffer", e))?;
-        Ok(Self {
-            ring,
+    ) -> Self {
+        Self {
+            ring: Ring {
+                idle: Some(ring),
+                polled: None,
+            },
             decoder: Decoder {
                 controllers,
                 known,
                 rejected: Rejected::default(),
             },
-        })
+        }
     }
 
     /// Waits for the next record. A record is taken in the same step in which it is returned, so
     /// dropping the future loses none.
     pub(super) async fn next(&mut self) -> Result<ExitRecord, ProbeError> {
+        let Self { ring, decoder } = self;
+        let cannot_poll = |e| ProbeError::io("cannot poll the ring buffer", e);
+        let ring = ring.polled().map_err(cannot_poll)?;
         loop {
-            let mut ready = self
-                .ring
-                .readable_mut()
-                .await
-                .map_err(|e| ProbeError::io("cannot poll the ring buffer", e))?;
-            if let Some(record) = self.decoder.take(ready.get_inner_mut()) {
+            let mut ready = ring.readable_mut().await.map_err(cannot_poll)?;
+            if let Some(record) = decoder.take(ready.get_inner_mut()) {
                 return Ok(record);
             }
             // The kernel wakes a reader that has caught up, so only now may the readiness go. What
@@ -73,7 +105,10 @@ impl ExitStream {
     /// Takes what is there.
     pub(super) fn drain(&mut self) -> Vec<ExitRecord> {
         let Self { ring, decoder } = self;
-        std::iter::from_fn(|| decoder.take(ring.get_mut())).collect()
+        let Some(ring) = ring.get_mut() else {
+            return Vec::new();
+        };
+        std::iter::from_fn(|| decoder.take(ring)).collect()
     }
 
     pub(super) fn rejected(&self) -> Rejected {
@@ -129,9 +164,9 @@ impl Decoder {
 }
 
 /// Registers a ring buffer with the runtime.
-pub(super) fn poll_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+pub(super) fn register<T: AsFd + AsRawFd>(ring: T) -> Result<AsyncFd<T>, AsyncFdRegisterError<T>> {
     // SAFETY: the ring buffers of aya own their descriptor, never change it, and close it last.
-    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(Into::into)
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
 }
 
 fn as_event(bytes: &[u8]) -> Option<ExitEvent> {
