@@ -42,6 +42,8 @@ impl Probe {
 pub(super) enum Condition {
     Idle,
     Storm,
+    /// The storm, and the daemon's loop has real-time priority: nothing of ours asks for it.
+    RealTime,
 }
 
 impl Condition {
@@ -49,7 +51,12 @@ impl Condition {
         match self {
             Self::Idle => "idle",
             Self::Storm => "fork storm",
+            Self::RealTime => "fork storm, real-time loop",
         }
+    }
+
+    pub(super) fn is_storm(self) -> bool {
+        self != Self::Idle
     }
 }
 

@@ -37,12 +37,17 @@ const BARE_LIMIT: Duration = Duration::from_secs(300);
 /// The trace event follows what it tells of.
 const SIGTERM: Duration = Duration::from_secs(30);
 const GRACE: &str = "10s";
+/// Of so many deaths under the storm there is one with real-time priority.
+const REAL_TIME_SHARE: usize = 5;
+/// `chrt` only asks the kernel.
+const CHRT: Duration = Duration::from_secs(10);
 
 /// Measure from an executor's exit to the stop request, the pod's end and a clean host
 ///
 /// Kills executors with SIGKILL, one by one, each with a pod of one container,
 /// first on an idle host, then while shells on every CPU start programs as fast
-/// as they can. The daemon's own figures are relative to the kernel's time of
+/// as they can; then a fifth as many once more, with real-time priority for the
+/// thread of the daemon that reads the kernel's ring. The daemon's own figures are relative to the kernel's time of
 /// the exit. The end of a container is when its first process has ended (pidfd),
 /// counted from our SIGKILL to the executor; it includes Docker's own time. When
 /// SIGTERM reached that process is the kernel's trace to say.
@@ -147,13 +152,21 @@ fn part(args: &Args) -> Result<Part> {
         probe: *probe,
         bare,
     };
+    let deaths = usize::try_from(*deaths)?;
     let conditions = [
-        (Condition::Idle, *storm_only),
-        (Condition::Storm, *idle_only),
+        (Condition::Idle, deaths, *storm_only),
+        (Condition::Storm, deaths, *idle_only),
+        (
+            Condition::RealTime,
+            deaths.div_ceil(REAL_TIME_SHARE),
+            *idle_only,
+        ),
     ];
     let mut all = Vec::new();
-    for (condition, _) in conditions.into_iter().filter(|(_, left_out)| !left_out) {
-        all.push(bench.series(condition, usize::try_from(*deaths)?)?);
+    for (condition, deaths, left_out) in conditions {
+        if !left_out {
+            all.push(bench.series(condition, deaths)?);
+        }
     }
     let title = format!("{}; probe: {}", bench.agents.describe(), probe.name());
     if let Some(path) = json {
@@ -185,6 +198,14 @@ impl Bench {
             &[agents.place()],
             &options,
         )?;
+        if condition == Condition::RealTime {
+            // The loop has the first thread for itself.
+            let thread = watcher.pid().to_string();
+            Tool::new("chrt", CHRT)
+                .args(["--fifo", "--pid", "1", &thread])
+                .read()
+                .context("real-time priority: chrt is a part of util-linux")?;
+        }
         let mut cases = Cases::of(&watcher)?;
         let mut deaths = Vec::with_capacity(count);
         let (mut direct, mut bare) = (Vec::new(), Vec::new());
@@ -202,7 +223,7 @@ impl Bench {
             idle.push(idle_share(CALM)?);
             let storm = match condition {
                 Condition::Idle => None,
-                Condition::Storm => {
+                Condition::Storm | Condition::RealTime => {
                     let storm = Storm::begin(agents.scratch())?;
                     wait::holds(CALM, "the storm to rage", || true)?;
                     Some(storm)
