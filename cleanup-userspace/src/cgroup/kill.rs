@@ -8,15 +8,17 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Hierarchy, RunCgroup, membership};
 use crate::process::Proc;
 
-/// Rounds of "list and signal" before the cgroup is frozen to outrun a process
-/// that forks faster than it is killed.
+/// How often is listed and signalled, and for how long, before the cgroup is frozen to
+/// outrun a process that forks faster than it is killed. Whoever does may leave us
+/// little of the CPUs.
 const ROUNDS_BEFORE_FREEZE: u32 = 20;
+const TIME_BEFORE_FREEZE: Duration = Duration::from_millis(200);
 const ROUNDS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long the kernel may take to freeze a cgroup.
@@ -35,15 +37,29 @@ pub enum KillError {
 /// uses the same freezer. Returns how many processes were signalled. Blocks for
 /// up to three seconds: not for the event path.
 pub fn kill_own(run: &RunCgroup, may_freeze: bool) -> Result<usize, KillError> {
+    kill_own_with(run, may_freeze, run.hierarchy().unified)
+}
+
+/// As [`kill_own`], with or without the help of `cgroup.kill`: kernels that have it can
+/// do without it too, so that this can be tested there.
+#[doc(hidden)]
+pub fn kill_own_with(run: &RunCgroup, may_freeze: bool, by_file: bool) -> Result<usize, KillError> {
     // For all rounds together: a task in uninterruptible sleep does not freeze.
     let patience = Cell::new(FREEZE_DEADLINE);
+    let start = Instant::now();
     rounds(run, &|| run.own_procs(), &|round, pids| {
         // Frozen before it is listed again: who forks faster than it is killed
-        // cannot do so then. SIGKILL reaches a frozen process once it is thawed.
-        let freeze = round >= ROUNDS_BEFORE_FREEZE && may_freeze && !run.hierarchy().unified;
-        let frozen = freeze.then(|| Frozen::freeze(run, &patience));
+        // cannot do so then. On version 1, SIGKILL reaches a frozen process once
+        // it is thawed.
+        let is_late = round >= ROUNDS_BEFORE_FREEZE || start.elapsed() >= TIME_BEFORE_FREEZE;
+        let freeze = is_late && may_freeze;
+        let frozen = if freeze {
+            Some(Frozen::freeze(run, &patience)?)
+        } else {
+            None
+        };
         let pids = if freeze { run.own_procs()? } else { pids };
-        let signalled = if run.hierarchy().unified && kill_file(run)? {
+        let signalled = if by_file && kill_file(run)? {
             pids
         } else {
             kill_each(run, pids)?
@@ -133,29 +149,91 @@ fn sits_in(pid: u32, hierarchy: &Hierarchy, run: &Path) -> bool {
     membership(pid).is_some_and(|m| m.path(hierarchy).is_some_and(|path| path.starts_with(run)))
 }
 
-/// Freezes the run's v1 freezer cgroup, and always thaws it again.
-struct Frozen<'a>(&'a RunCgroup);
+/// How a freezer is told, and tells.
+struct Freezer {
+    file: &'static str,
+    freeze: &'static str,
+    thaw: &'static str,
+    state: &'static str,
+    /// What is read there while the kernel is still at it.
+    pending: &'static str,
+}
+
+/// Of the whole run: it has a state of its own in this hierarchy only.
+const V1: Freezer = Freezer {
+    file: "freezer.state",
+    freeze: "FROZEN",
+    thaw: "THAWED",
+    state: "freezer.state",
+    pending: "FREEZING",
+};
+/// Of each cgroup (Linux 5.2 and later).
+const V2: Freezer = Freezer {
+    file: "cgroup.freeze",
+    freeze: "1",
+    thaw: "0",
+    state: "cgroup.events",
+    pending: "frozen 0",
+};
+
+/// Freezes what is the run's own, and always thaws it again.
+struct Frozen<'a> {
+    run: &'a RunCgroup,
+    freezer: Freezer,
+    cgroups: Vec<PathBuf>,
+}
 
 impl<'a> Frozen<'a> {
     /// Waits for that at most as long as there is `patience`, and takes from it.
-    fn freeze(run: &'a RunCgroup, patience: &Cell<Duration>) -> Self {
-        let guard = Self(run);
-        let state = Path::new("freezer.state");
+    fn freeze(run: &'a RunCgroup, patience: &Cell<Duration>) -> io::Result<Self> {
+        // On version 2 not the run's cgroup itself, beneath which Docker's are.
+        let (freezer, cgroups) = if run.hierarchy().unified {
+            let mut own = run.own_tree()?;
+            own.retain(|below| !below.as_os_str().is_empty());
+            (V2, own)
+        } else {
+            (V1, vec![PathBuf::new()])
+        };
+        let frozen = Self {
+            run,
+            freezer,
+            cgroups,
+        };
         let start = Instant::now();
-        while run.write(state, "FROZEN").is_ok() && start.elapsed() < patience.get() {
-            match run.read(state) {
-                Ok(text) if text.trim() == "FREEZING" => std::thread::sleep(PAUSE),
-                _ => break,
+        for below in &frozen.cgroups {
+            while frozen.is_pending(below) && start.elapsed() < patience.get() {
+                std::thread::sleep(PAUSE);
             }
         }
         patience.set(patience.get().saturating_sub(start.elapsed()));
-        guard
+        Ok(frozen)
+    }
+
+    /// Asks for it, and whether it has to be waited for. What cannot be frozen, or is
+    /// gone, has not.
+    fn is_pending(&self, below: &Path) -> bool {
+        let Freezer {
+            file,
+            freeze,
+            state,
+            pending,
+            ..
+        } = self.freezer;
+        self.run.write(&below.join(file), freeze).is_ok()
+            && self
+                .run
+                .read(&below.join(state))
+                .is_ok_and(|text| text.lines().any(|line| line == pending))
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        // Gone means there is nothing to thaw.
-        let _ = self.0.write(Path::new("freezer.state"), "THAWED");
+        for below in &self.cgroups {
+            // Gone means there is nothing to thaw.
+            let _ = self
+                .run
+                .write(&below.join(self.freezer.file), self.freezer.thaw);
+        }
     }
 }

@@ -8,5 +8,5 @@ mod root;
 
 pub use fence::{Busy, Removal, RunCgroup, docker_child};
 pub use hierarchy::{Hierarchies, Hierarchy, Membership, Mode, membership};
-pub use kill::{KillError, kill_docker, kill_own};
+pub use kill::{KillError, kill_docker, kill_own, kill_own_with};
 pub use root::{CgroupsRoot, InvalidRoot};

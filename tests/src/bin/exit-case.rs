@@ -24,6 +24,7 @@ use std::{
     process::{Child, Command, ExitCode, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 type Result<T> = io::Result<T>;
@@ -60,6 +61,7 @@ fn play(mut arguments: Vec<OsString>) -> Result<ExitCode> {
         ["pairs", count] => pairs(number(count))?,
         ["pair"] => pair(),
         ["exec-from-thread"] => exec_from_thread()?,
+        ["hydra", cgroup] => hydra(Path::new(cgroup))?,
         ["fork-without-exec", count] => fork_without_exec(number(count))?,
         ["same-pid-twice"] => same_pid_twice()?,
         ["pid-namespace"] => pid_namespace()?,
@@ -114,6 +116,25 @@ fn leader_first(code: u32) -> ! {
         end_thread(code)
     });
     end_thread(0)
+}
+
+/// Forks for as long as there are fewer than a hundred processes in the cgroup, and so do they all:
+/// whoever is signalled has successors that were not listed yet. They end after a minute.
+fn hydra(cgroup: &Path) -> Result<()> {
+    let processes = cgroup.join("cgroup.procs");
+    let end = Instant::now() + Duration::from_mins(1);
+    while Instant::now() < end {
+        if fs::read_to_string(&processes)?.lines().count() < 100 {
+            // SAFETY: single-threaded, see above.
+            let forked = unsafe { libc::fork() };
+            if forked < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        } else {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
 }
 
 /// Processes whose two threads end at the same instant.
