@@ -265,7 +265,7 @@ fn a_container_comes_late() -> Result<()> {
     let pod = host.run_pod("pod", 1, "")?;
     let id = pod.executor.container_id().to_owned();
     pod.executor.sigkill_executor()?;
-    watcher.wait_case(&id)?;
+    let case = watcher.wait_case(&id)?;
     let parent = format!("--cgroup-parent=/{}/{id}", host.scratch.name());
     host.docker.docker(&[
         "run",
@@ -280,6 +280,8 @@ fn a_container_comes_late() -> Result<()> {
         Ok(watcher.cases(&id)?.into_iter().nth(1))
     })?;
     assert_eq!(reopened["containers"], 1, "{reopened}");
+    assert!(case["case"].is_string(), "{case}");
+    assert_eq!(reopened["case"], case["case"], "one case, one number");
     host.ensure_clean(&pod, &reopened)
 }
 

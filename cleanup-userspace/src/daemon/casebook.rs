@@ -50,6 +50,7 @@ pub struct Casebook {
 
 #[derive(Debug)]
 struct Open {
+    case: CaseId,
     /// CLOCK_MONOTONIC.
     since_ns: u64,
     inbox: UnboundedSender<CaseMessage>,
@@ -62,6 +63,8 @@ struct Open {
 
 #[derive(Debug)]
 struct Tombstone {
+    /// What its case is called if it begins again.
+    case: CaseId,
     run: Run,
     death: Death,
     /// What its case came to.
@@ -131,14 +134,19 @@ impl Casebook {
 
     /// Opens a case. The first wave of stop requests is sent before it returns.
     pub fn open(&mut self, run: Run, death: Death) {
-        self.start(run, death, false);
+        let container = run.container;
+        let unfinished = self.unfinished.remove(&container);
+        let buried = self.tombstones.get(&container);
+        // As it was called before, here or in an earlier life of the daemon: the log and
+        // the journal agree.
+        let case = unfinished
+            .or_else(|| buried.map(|tombstone| tombstone.case))
+            .unwrap_or_else(CaseId::next);
+        self.start(case, run, death, false);
     }
 
-    fn start(&mut self, run: Run, death: Death, panicked: bool) {
+    fn start(&mut self, case: CaseId, run: Run, death: Death, panicked: bool) {
         let container = run.container;
-        // As an earlier life of the daemon called it: the log and the journal agree.
-        let case = self.unfinished.remove(&container);
-        let case = case.unwrap_or_else(CaseId::next);
         let ground = Arc::clone(&self.host);
         let (reaper, inbox) = Reaper::open(ground, case, run.clone(), death.clone());
         if let Some(identity) = &run.identity {
@@ -149,6 +157,7 @@ impl Casebook {
         self.open.insert(
             container,
             Open {
+                case,
                 since_ns: monotonic_ns(),
                 inbox,
                 glance: reaper.glance(),
@@ -196,7 +205,11 @@ impl Casebook {
             return;
         }
         let Record {
-            run, death, result, ..
+            case,
+            run,
+            death,
+            result,
+            ..
         } = record;
         if let Some(identity) = &run.identity {
             self.host
@@ -212,19 +225,21 @@ impl Casebook {
                 .running_that_may_be_of(container)
                 .iter()
                 .any(|info| key_of(&self.host, &run, info).is_some());
-        if late {
-            self.reopen(run.clone(), death.clone(), LATE);
-        }
+        let again = late.then(|| (run.clone(), death.clone()));
         // The paths it sat in are most of its size; without them what the event did
         // not tell of counts as the agent's.
         let run = Run { seat: None, ..run };
         let clean_since = (result == CaseResult::Clean).then(Instant::now);
         self.bury(Tombstone {
+            case,
             run,
             death,
             result,
             clean_since,
         });
+        if let Some((run, death)) = again {
+            self.reopen(run, death, LATE);
+        }
         // Decided by a word that does not hold any more.
         self.reopen_if_due(container);
     }
@@ -286,6 +301,7 @@ impl Casebook {
                 return;
             }
             self.bury(Tombstone {
+                case: open.case,
                 run: open.run,
                 death: open.death,
                 result: CaseResult::Open,
@@ -293,7 +309,7 @@ impl Casebook {
             });
         } else {
             tracing::error!(%container, "the task of a case panicked; it begins again");
-            self.start(open.run, open.death, true);
+            self.start(open.case, open.run, open.death, true);
         }
     }
 
