@@ -9,6 +9,7 @@ mod document;
 mod filter;
 mod hook;
 mod latency;
+mod loss;
 mod mass;
 mod part;
 mod reconcile;
@@ -50,6 +51,7 @@ Examples:
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
   cargo xtask bench filter                     What an exit costs that is nobody's
+  cargo xtask bench loss                       Is an executor's end lost in a storm of others?
   cargo xtask bench mass                       100 executors at once, and the C++ hook's steps
   cargo xtask bench weight                     Memory, context switches, growth
   cargo xtask bench reconcile                  A survey of a host with a long past")]
@@ -76,6 +78,7 @@ pub(crate) struct Args {
 enum Bench {
     Latency(latency::Args),
     Filter(filter::Args),
+    Loss(loss::Args),
     Hook(hook::Args),
     Mass(mass::Args),
     Weight(weight::Args),
@@ -87,6 +90,7 @@ type Measure = fn(Scale) -> Result<Part>;
 /// Each benchmark, in the order of the report.
 const ALL: &[(&str, Measure)] = &[
     ("filter", filter::measure),
+    ("loss", loss::measure),
     ("latency", latency::measure),
     ("mass", mass::measure),
     ("weight", weight::measure),
@@ -103,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => all(args),
         Some(Bench::Latency(args)) => latency::run(args),
         Some(Bench::Filter(args)) => filter::run(args),
+        Some(Bench::Loss(args)) => loss::run(args),
         Some(Bench::Hook(args)) => hook::run(args),
         Some(Bench::Mass(args)) => mass::run(args),
         Some(Bench::Weight(args)) => weight::run(args),
