@@ -18,6 +18,7 @@ pub mod docker_proxy;
 pub mod guest;
 pub mod hook;
 pub mod host;
+pub mod instructions;
 pub mod log;
 pub mod mesos;
 pub mod mounts;

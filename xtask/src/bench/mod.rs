@@ -9,8 +9,11 @@ mod document;
 mod filter;
 mod hook;
 mod latency;
+mod listeners;
+mod loss;
 mod mass;
 mod part;
+mod peers;
 mod reconcile;
 mod report;
 mod scrape;
@@ -50,6 +53,8 @@ Examples:
   cargo xtask bench latency --json out.json    Every single death, too
   cargo xtask bench hook                       The hook module in every Mesos release
   cargo xtask bench filter                     What an exit costs that is nobody's
+  cargo xtask bench peers                      … beside other programs that listen to exits
+  cargo xtask bench loss                       Is an executor's end lost in a storm of others?
   cargo xtask bench mass                       100 executors at once, and the C++ hook's steps
   cargo xtask bench weight                     Memory, context switches, growth
   cargo xtask bench reconcile                  A survey of a host with a long past")]
@@ -76,6 +81,8 @@ pub(crate) struct Args {
 enum Bench {
     Latency(latency::Args),
     Filter(filter::Args),
+    Peers(peers::Args),
+    Loss(loss::Args),
     Hook(hook::Args),
     Mass(mass::Args),
     Weight(weight::Args),
@@ -87,6 +94,8 @@ type Measure = fn(Scale) -> Result<Part>;
 /// Each benchmark, in the order of the report.
 const ALL: &[(&str, Measure)] = &[
     ("filter", filter::measure),
+    ("peers", peers::measure),
+    ("loss", loss::measure),
     ("latency", latency::measure),
     ("mass", mass::measure),
     ("weight", weight::measure),
@@ -103,6 +112,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         None => all(args),
         Some(Bench::Latency(args)) => latency::run(args),
         Some(Bench::Filter(args)) => filter::run(args),
+        Some(Bench::Peers(args)) => peers::run(args),
+        Some(Bench::Loss(args)) => loss::run(args),
         Some(Bench::Hook(args)) => hook::run(args),
         Some(Bench::Mass(args)) => mass::run(args),
         Some(Bench::Weight(args)) => weight::run(args),

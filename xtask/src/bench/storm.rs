@@ -50,7 +50,7 @@ impl Storm {
 }
 
 /// Processes and threads since boot.
-fn processes_started() -> Result<u64> {
+pub(super) fn processes_started() -> Result<u64> {
     let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
     parse_processes(&stat).context("no `processes` in /proc/stat")
 }

@@ -7,6 +7,7 @@ mod apt;
 mod bpf_linker;
 mod compiler;
 mod docker;
+mod exit_listeners;
 mod foreign_suite;
 mod host;
 mod machine;
@@ -79,6 +80,8 @@ pub(crate) enum Need {
     MesosRuntime,
     /// Do what the C++ hook does, to be compared with.
     CgroupTools,
+    /// Measure other programs that listen to exits beside ours.
+    ExitListeners,
 }
 
 impl Need {
@@ -103,6 +106,11 @@ impl Need {
                 Box::new(mesos_deps::libevent()),
             ],
             Self::CgroupTools => vec![Box::new(mesos_deps::cgroup_tools())],
+            Self::ExitListeners => vec![
+                Box::new(exit_listeners::bpftrace()),
+                Box::new(exit_listeners::forkstat()),
+                Box::new(exit_listeners::exitsnoop()),
+            ],
         }
     }
 }

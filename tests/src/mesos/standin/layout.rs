@@ -156,7 +156,16 @@ impl Layout {
         self.launcher.join(container_id)
     }
 
-    /// … and in the isolators'.
+    /// Where the container's processes sit in the launcher's hierarchy.
+    pub fn seat(&self, container_id: &str) -> PathBuf {
+        let cgroup = self.launcher_cgroup(container_id);
+        match self.cgroups {
+            CgroupLayout::V1 => cgroup,
+            CgroupLayout::V2 => cgroup.join("leaf"),
+        }
+    }
+
+    /// The container's cgroups in the isolators' hierarchies.
     pub(super) fn isolator_cgroups(&self, container_id: &str) -> Vec<PathBuf> {
         let of = |root: &PathBuf| root.join(container_id);
         self.isolators.iter().map(of).collect()

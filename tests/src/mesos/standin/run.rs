@@ -213,10 +213,7 @@ impl StandInRun {
 
     /// Where its processes sit in the launcher's hierarchy.
     pub fn seat(&self) -> PathBuf {
-        match self.layout.layout() {
-            CgroupLayout::V1 => self.launcher_cgroup(),
-            CgroupLayout::V2 => self.launcher_cgroup().join("leaf"),
-        }
+        self.layout.seat(&self.container_id)
     }
 
     /// What an agent tells its executors (src/slave/slave.cpp,
