@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::complaints::Complaints;
-use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
+use super::decide::{Facts, HEAD_START, Outcome, Policy, Step, Swept, Waiting, decide};
 use super::effects::{Look, WORK_DEADLINE};
 use super::glance::Glance;
 use super::ground::Ground;
@@ -423,6 +423,9 @@ impl<G: Ground> Reaper<G> {
                 } else {
                     settled
                 }
+            }
+            Waiting::Docker if facts.swept == Swept::Never && facts.age < HEAD_START => {
+                HEAD_START - facts.age
             }
             // An answer comes as a message.
             Waiting::Docker => {
