@@ -28,6 +28,21 @@ static ROOTS: Roots = Roots {
     v2: [const { SharedWord::new(0) }; MAX_ROOTS],
 };
 
+/// 0, 1, 2, …: the number of each slot, as something that the verifier does not know. A number that
+/// it knows makes a path of its own through all that follows, for each slot: before 6.4, all numbers
+/// of a program that calls functions tell its states apart.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.slots")]
+static SLOTS: [SharedWord; MAX_ROOTS] = {
+    let mut slots = [const { SharedWord::new(0) }; MAX_ROOTS];
+    let mut number = 0;
+    while number < MAX_ROOTS {
+        slots[number] = SharedWord::new(number as u64);
+        number += 1;
+    }
+    slots
+};
+
 /// The cgroup of a top-level container.
 #[derive(Clone, Copy)]
 pub struct Container {
@@ -156,10 +171,10 @@ fn slot(table: &[SharedWord; MAX_ROOTS], id: u64) -> Option<u32> {
     if id == END_OF_ROOTS {
         return None;
     }
-    for (index, root) in table.iter().enumerate() {
+    for (number, root) in SLOTS.iter().zip(table) {
         let root = root.load();
         if root == id {
-            return Some(index as u32);
+            return Some(number.load() as u32);
         }
         if root == END_OF_ROOTS {
             break;
@@ -179,21 +194,6 @@ impl Cgroup {
     #[inline(always)]
     fn node(self) -> Option<Node> {
         self.0.follow(offset!(cgroup_kn)).map(Node)
-    }
-
-    /// Whether its path ends in `<root>/<container>`.
-    #[inline(always)]
-    fn is_at(self, container: &Name, root: &Name, scratch: &mut Room) -> bool {
-        let Some(node) = self.node() else {
-            return false;
-        };
-        if !node.is_named(container, scratch) {
-            return false;
-        }
-        match node.parent() {
-            Some(parent) => parent.is_named(root, scratch),
-            None => false,
-        }
     }
 }
 
@@ -222,8 +222,14 @@ impl Node {
     /// Whether it has this name. `scratch` is overwritten.
     #[inline(always)]
     fn is_named(self, name: &Name, scratch: &mut Room) -> bool {
-        self.read_name(scratch)
-            .is_ok_and(|own| differences(own, name) == 0)
+        self.read_name(scratch).is_ok_and(|own| {
+            (own[0] ^ name[0])
+                | (own[1] ^ name[1])
+                | (own[2] ^ name[2])
+                | (own[3] ^ name[3])
+                | (own[4] ^ name[4])
+                == 0
+        })
     }
 
     /// Reads its name, padded with NUL.
@@ -257,40 +263,50 @@ impl Node {
     }
 }
 
-/// The bits in which two names differ. Every word is loaded: a comparison that ends at the first
-/// difference is five branches, and each of them is a state that the verifier has to remember.
-#[inline(always)]
-fn differences(one: &Name, other: &Name) -> u64 {
-    let mut bits = 0;
-    for (one, other) in one.iter().zip(other) {
-        // SAFETY: a reference is valid for reads.
-        bits |= unsafe { ptr::read_volatile(one) ^ ptr::read_volatile(other) };
-    }
-    bits
-}
-
 /// Adds to `mask` the hierarchies in which a task sits in `<root>/<container>`, by these names.
+///
+/// Written out for each controller, since the verifier remembers states by instruction: those of a
+/// loop's rounds crowd each other out, and what it forgets it walks through again (up to a million
+/// instructions on 6.1, half a million on 6.18).
 #[inline(always)]
 pub fn add_hierarchies(task: Task, container: &Name, root: &Name, mask: &mut u32) {
     let Some(css_set) = task.css_set() else {
         return;
     };
-    let mut scratch = Room::uninit();
     let count = setting!(subsystems);
-    for index in 0..MAX_SUBSYSTEMS {
-        if index >= count {
-            break;
-        }
-        if let Some(cgroup) = css_set.controller(index)
-            && cgroup.is_at(container, root, &mut scratch)
-        {
-            add_bit(mask, index);
-        }
+    macro_rules! each {
+        ($($index:literal)*) => { $(
+            const { assert!($index < MAX_SUBSYSTEMS) };
+            if $index < count
+                && let Some(cgroup) = css_set.controller($index)
+                && is_at(cgroup, container, root)
+            {
+                add_bit(mask, $index);
+            }
+        )* };
     }
+    each!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     if let Some(cgroup) = css_set.unified()
-        && cgroup.is_at(container, root, &mut scratch)
+        && is_at(cgroup, container, root)
     {
         add_bit(mask, UNIFIED_BIT);
+    }
+}
+
+/// Whether a cgroup's path ends in `<root>/<container>`. A function of its own: however it comes to
+/// its answer, the verifier goes on from there once.
+#[inline(never)]
+fn is_at(cgroup: Cgroup, container: &Name, root: &Name) -> bool {
+    let Some(node) = cgroup.node() else {
+        return false;
+    };
+    let mut scratch = Room::uninit();
+    if !node.is_named(container, &mut scratch) {
+        return false;
+    }
+    match node.parent() {
+        Some(parent) => parent.is_named(root, &mut scratch),
+        None => false,
     }
 }
 
