@@ -1,7 +1,7 @@
 //! The packages, made of the tree.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -17,42 +17,45 @@ const SHIPPED: [&str; 2] = ["cleanup-userspace", "cleanup-hook"];
 const DEB_SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 const RPM_SCRIPTS: [&str; 3] = ["post", "preun", "postun"];
 
-/// Where the .deb is.
+/// Where they are: the .deb, the .rpm.
 pub(super) fn deb_and_rpm(
     release: &Release,
     tools: &Tools,
     files: &[File],
     glibc: Glibc,
-) -> Result<PathBuf> {
-    let package = release.work.join("package");
+) -> Result<(PathBuf, PathBuf)> {
     write_package(release, files, glibc)?;
     tools
         .run("cargo-deb", TOOL_LIMIT)
         .args(["--no-build", "--no-strip", "--manifest-path"])
-        .arg(package.join("Cargo.toml"))
+        .arg(release.work.join("package/Cargo.toml"))
         .arg("--output")
         .arg(&release.dist)
         .env("SOURCE_DATE_EPOCH", &release.epoch)
-        .read()?;
-    let (version, machine) = (&release.version, &release.machine);
-    tools
-        .run("cargo-generate-rpm", TOOL_LIMIT)
-        .arg("generate-rpm")
-        .arg("--package")
-        .arg(&package)
-        .arg("--output")
-        .arg(
-            release
-                .dist
-                .join(format!("compose-cleanup-{version}-1.{machine}.rpm")),
-        )
-        .args(["--source-date", &release.epoch])
         .read()?;
     let (name, _) = listing(&release.dist)?
         .into_iter()
         .find(|(name, _)| name.ends_with(".deb"))
         .context("cargo-deb left no .deb")?;
-    Ok(release.dist.join(name))
+    let (version, machine) = (&release.version, &release.machine);
+    let rpm_name = format!("compose-cleanup-{version}-1.{machine}.rpm");
+    let file = release.dist.join(rpm_name);
+    rpm(release, tools, &file)?;
+    Ok((release.dist.join(name), file))
+}
+
+/// Of the package as it was written for the packers.
+pub(super) fn rpm(release: &Release, tools: &Tools, to: &Path) -> Result<()> {
+    tools
+        .run("cargo-generate-rpm", TOOL_LIMIT)
+        .arg("generate-rpm")
+        .arg("--package")
+        .arg(release.work.join("package"))
+        .arg("--output")
+        .arg(to)
+        .args(["--source-date", &release.epoch])
+        .read()?;
+    Ok(())
 }
 
 /// The package that the packers take for a crate.
