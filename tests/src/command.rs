@@ -21,6 +21,46 @@ const OUTPUT: Duration = Duration::from_secs(5);
 /// the time is up.
 pub fn output(command: &mut Command, limit: Duration) -> Result<String> {
     let name = describe(command);
+    let Finished {
+        status,
+        stdout,
+        stderr,
+    } = finish(command, limit)?;
+    let status = status.with_context(|| stderr.trim_end().to_owned())?;
+    ensure!(
+        status.success(),
+        "`{name}`: {status}: {}",
+        stderr.trim_end()
+    );
+    Ok(stdout)
+}
+
+/// Runs a program for what it says, whatever its status: standard output, then the
+/// rest. That it could not be run, or was killed when the time was up, is said there.
+pub fn words(command: &mut Command, limit: Duration) -> String {
+    match finish(command, limit) {
+        Ok(Finished {
+            status,
+            stdout,
+            stderr,
+        }) => {
+            let trouble = status.err().map(|error| format!("{error:#}\n"));
+            stdout + &stderr + &trouble.unwrap_or_default()
+        }
+        Err(error) => format!("{error:#}\n"),
+    }
+}
+
+/// A program that runs no longer.
+struct Finished {
+    /// An error: it was killed, since the time was up.
+    status: Result<ExitStatus>,
+    stdout: String,
+    stderr: String,
+}
+
+fn finish(command: &mut Command, limit: Duration) -> Result<Finished> {
+    let name = describe(command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -29,23 +69,19 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<String> {
         .with_context(|| format!("starting `{name}`"))?;
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
-    let ended = wait::try_until(limit, format_args!("the end of `{name}`"), || {
+    let status = wait::try_until(limit, format_args!("the end of `{name}`"), || {
         Ok(child.try_wait()?)
     });
-    if ended.is_err() {
+    if status.is_err() {
         let _ = child.kill();
         let _ = child.wait();
     }
-    // A grandchild may hold the pipes open for longer.
-    let stdout = stdout.recv_timeout(OUTPUT).unwrap_or_default();
-    let stderr = stderr.recv_timeout(OUTPUT).unwrap_or_default();
-    let status: ExitStatus = ended.with_context(|| stderr.trim_end().to_owned())?;
-    ensure!(
-        status.success(),
-        "`{name}`: {status}: {}",
-        stderr.trim_end()
-    );
-    Ok(stdout)
+    Ok(Finished {
+        status,
+        // A grandchild may hold the pipes open for longer.
+        stdout: stdout.recv_timeout(OUTPUT).unwrap_or_default(),
+        stderr: stderr.recv_timeout(OUTPUT).unwrap_or_default(),
+    })
 }
 
 /// The system's own program if there is one (`/usr/bin`, `/usr/sbin`), else
@@ -93,4 +129,35 @@ fn describe(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn words_are_told_whatever_the_status() {
+        let script = "echo one; echo two >&2; exit 3";
+        assert_eq!(words(&mut sh(script), LONG), "one\ntwo\n");
+        let missing = words(&mut Command::new("/nowhere/tool"), LONG);
+        assert!(missing.contains("starting `/nowhere/tool`"), "{missing}");
+    }
+
+    #[test]
+    fn what_does_not_end_is_killed() {
+        let limit = Duration::from_millis(100);
+        let told = words(&mut sh("echo begun; exec sleep 86400"), limit);
+        assert!(told.starts_with("begun\n"), "{told}");
+        assert!(told.contains("in vain for the end of `sh -c"), "{told}");
+        let error = output(&mut sh("exec sleep 86400"), limit).unwrap_err();
+        assert!(format!("{error:#}").contains("in vain"), "{error:#}");
+    }
 }

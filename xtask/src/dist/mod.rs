@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use self::tools::Tools;
 use crate::exec::Tool;
 use crate::setup::{self, Consent, Need};
 use crate::workspace;
@@ -25,8 +26,9 @@ const TOOL_LIMIT: Duration = Duration::from_mins(10);
 ///
 /// A release build of the daemon and the hook module, installed into one tree of
 /// files (target/dist-work/root), of which all packages are made. Into target/dist,
-/// which is emptied first. Then the .deb is installed, upgraded and purged in a
-/// directory of its own (as root, where there is a dpkg).
+/// which is emptied first. Then the .deb and the .rpm are installed, upgraded and
+/// removed, each in a directory of its own (as root, where there is a dpkg; rpm comes
+/// as Debian's packages into target/tools where it is not installed).
 ///
 /// Packers are installed by cargo into target/tools when they are missing: cargo-deb,
 /// cargo-generate-rpm and cargo-cyclonedx, in the versions that are written here.
@@ -83,19 +85,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let glibc = glibc::needed(&release.built.join("compose-cleanup"))?;
     let hook = glibc::needed(&release.built.join("libcompose_pod_cleanup_hook.so"))?;
 
-    let deb = packages::deb_and_rpm(&release, &tools, &files, glibc)?;
+    let (deb, rpm) = packages::deb_and_rpm(&release, &tools, &files, glibc)?;
     packages::tarball(&release)?;
     packages::components(&release, &tools)?;
     packages::checksums(&release)?;
-    let verified = verify::deb(&release, &deb)?;
+    let verified = verify::all(&release, &Made { tools, deb, rpm })?;
 
     println!("\n{}", release.dist.display());
     for (name, bytes) in listing(&release.dist)? {
         println!("  {bytes:>10}  {name}");
     }
     println!("needs glibc {glibc} (program), {hook} (hook module)");
-    println!("{verified}");
+    for line in verified {
+        println!("{line}");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was made, and by what.
+#[derive(Debug)]
+struct Made {
+    tools: Tools,
+    deb: PathBuf,
+    rpm: PathBuf,
 }
 
 /// Packages to be tried.

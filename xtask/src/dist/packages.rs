@@ -1,7 +1,8 @@
 //! The packages, made of the tree.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
@@ -14,45 +15,50 @@ use crate::workspace;
 
 /// Crates whose components are listed: what is shipped.
 const SHIPPED: [&str; 2] = ["cleanup-userspace", "cleanup-hook"];
+/// The name of its file, without `.json`.
+const COMPONENTS: &str = "components";
 const DEB_SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 const RPM_SCRIPTS: [&str; 3] = ["post", "preun", "postun"];
 
-/// Where the .deb is.
+/// Where they are: the .deb, the .rpm.
 pub(super) fn deb_and_rpm(
     release: &Release,
     tools: &Tools,
     files: &[File],
     glibc: Glibc,
-) -> Result<PathBuf> {
-    let package = release.work.join("package");
+) -> Result<(PathBuf, PathBuf)> {
     write_package(release, files, glibc)?;
     tools
         .run("cargo-deb", TOOL_LIMIT)
         .args(["--no-build", "--no-strip", "--manifest-path"])
-        .arg(package.join("Cargo.toml"))
+        .arg(release.work.join("package/Cargo.toml"))
         .arg("--output")
         .arg(&release.dist)
         .env("SOURCE_DATE_EPOCH", &release.epoch)
-        .read()?;
-    let (version, machine) = (&release.version, &release.machine);
-    tools
-        .run("cargo-generate-rpm", TOOL_LIMIT)
-        .arg("generate-rpm")
-        .arg("--package")
-        .arg(&package)
-        .arg("--output")
-        .arg(
-            release
-                .dist
-                .join(format!("compose-cleanup-{version}-1.{machine}.rpm")),
-        )
-        .args(["--source-date", &release.epoch])
         .read()?;
     let (name, _) = listing(&release.dist)?
         .into_iter()
         .find(|(name, _)| name.ends_with(".deb"))
         .context("cargo-deb left no .deb")?;
-    Ok(release.dist.join(name))
+    let (version, machine) = (&release.version, &release.machine);
+    let rpm_name = format!("compose-cleanup-{version}-1.{machine}.rpm");
+    let file = release.dist.join(rpm_name);
+    rpm(release, tools, &file)?;
+    Ok((release.dist.join(name), file))
+}
+
+/// Of the package as it was written for the packers.
+pub(super) fn rpm(release: &Release, tools: &Tools, to: &Path) -> Result<()> {
+    tools
+        .run("cargo-generate-rpm", TOOL_LIMIT)
+        .arg("generate-rpm")
+        .arg("--package")
+        .arg(release.work.join("package"))
+        .arg("--output")
+        .arg(to)
+        .args(["--source-date", &release.epoch])
+        .read()?;
+    Ok(())
 }
 
 /// The package that the packers take for a crate.
@@ -141,6 +147,7 @@ pub(super) fn tarball(release: &Release) -> Result<()> {
 /// CycloneDX: every crate that is in what is shipped.
 pub(super) fn components(release: &Release, tools: &Tools) -> Result<()> {
     for name in SHIPPED {
+        let _left = LeftBehind::watch(&workspace::root())?;
         let crate_dir = workspace::root().join(name);
         tools
             .run("cargo-cyclonedx", TOOL_LIMIT)
@@ -150,21 +157,50 @@ pub(super) fn components(release: &Release, tools: &Tools) -> Result<()> {
                 "--spec-version=1.5",
                 "--no-build-deps",
             ])
-            .args(["--override-filename", "components", "--manifest-path"])
+            .args(["--override-filename", COMPONENTS, "--manifest-path"])
             .arg(crate_dir.join("Cargo.toml"))
             .env("SOURCE_DATE_EPOCH", &release.epoch)
             .current_dir(workspace::root())
             .read()?;
         let version = &release.version;
         let to = release.dist.join(format!("{name}-{version}.cdx.json"));
-        // It knows no other place than beside the manifests, of all members.
-        fs::copy(crate_dir.join("components.json"), &to)
+        fs::copy(crate_dir.join(format!("{COMPONENTS}.json")), &to)
             .with_context(|| format!("the components of {name}"))?;
-        for (member, _) in listing(&workspace::root())? {
-            let _ = fs::remove_file(workspace::root().join(member).join("components.json"));
-        }
     }
     Ok(())
+}
+
+/// cargo-cyclonedx knows no other place for its results than beside the manifests, of all
+/// members. They go when this does, and the members' folders get their times back: a build
+/// script that looks at one would have the daemon compiled again after each `dist`.
+struct LeftBehind(Vec<(PathBuf, SystemTime)>);
+
+impl LeftBehind {
+    fn watch(workspace: &Path) -> Result<Self> {
+        let mut folders = Vec::new();
+        for (name, _) in listing(workspace)? {
+            let folder = workspace.join(name);
+            if folder.join("Cargo.toml").is_file() {
+                let time = folder.metadata().and_then(|metadata| metadata.modified());
+                let time = time.with_context(|| format!("reading {}", folder.display()))?;
+                folders.push((folder, time));
+            }
+        }
+        Ok(Self(folders))
+    }
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        for (folder, time) in &self.0 {
+            let file = folder.join(format!("{COMPONENTS}.json"));
+            // Otherwise it is a folder that did not change.
+            if fs::remove_file(file).is_ok() {
+                // Costs a compilation, and nothing else.
+                let _ = fs::File::open(folder).and_then(|folder| folder.set_modified(*time));
+            }
+        }
+    }
 }
 
 pub(super) fn checksums(release: &Release) -> Result<()> {
@@ -175,4 +211,27 @@ pub(super) fn checksums(release: &Release) -> Result<()> {
         .current_dir(&release.dist)
         .read()?;
     fs::write(release.dist.join("SHA256SUMS"), sums).context("writing SHA256SUMS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_lister_leaves_behind_goes_without_a_trace() -> Result<()> {
+        let workspace = tempfile::tempdir()?;
+        let member = workspace.path().join("member");
+        fs::create_dir(&member)?;
+        fs::write(member.join("Cargo.toml"), "")?;
+        let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        fs::File::open(&member)?.set_modified(long_ago)?;
+
+        let left = LeftBehind::watch(workspace.path())?;
+        fs::write(member.join("components.json"), "{}")?;
+        assert_ne!(member.metadata()?.modified()?, long_ago);
+        drop(left);
+        assert!(!member.join("components.json").exists());
+        assert_eq!(member.metadata()?.modified()?, long_ago);
+        Ok(())
+    }
 }

@@ -55,10 +55,11 @@ and with --suite full instead of the last:
   kernel   tests/suites/kernel.rs, where hierarchies of both versions are mounted
   standin  tests/suites/standin: Docker and the daemon at work, the agent a stand-in
 With --suite systemd, two guests that are whole Debians, made by mmdebstrap in the cache
-folder (as root), with systemd as their first process and Docker as its service: our
-.deb is installed, observes, is reloaded, stops pods, is killed, stopped by SIGSTOP,
-upgraded and purged. 5.10 with Debian 12 (hybrid, cgroupfs driver), 6.12 with Debian 13
-(v2, systemd driver); --cgroup, --jobs and --shell do not count.
+folder (as root; made anew when what they are made of changes, and by --update), with
+systemd as their first process and Docker as its service: our .deb is installed,
+observes, is reloaded, stops pods, is killed, stopped by SIGSTOP, does without Docker and
+without an agent, is upgraded and purged. 5.10 with Debian 12 (hybrid, cgroupfs driver),
+6.12 with Debian 13 (v2, systemd driver); --cgroup, --jobs and --shell do not count.
 A test that a guest cannot run, or not in reasonable time, is named at the end with
 the reason. No guest has a Mesos agent: its packages do not run on all of these.
 
@@ -112,7 +113,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
     pub(crate) limit: u64,
 
-    /// Ask the mirror for a newer kernel of the same release
+    /// Ask the mirror for a newer kernel of the same release, and for the guests' Debians anew
     #[arg(long)]
     pub(crate) update: bool,
 

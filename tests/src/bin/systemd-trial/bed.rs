@@ -5,23 +5,22 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::command;
 use cleanup_tests::docker::{IMAGE, OBEDIENT};
 use cleanup_tests::mesos::standin::{CgroupLayout, StandInAgent, StandInRun};
 use cleanup_tests::process::Process;
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::{random, wait};
 use rustix::process::Signal;
+use serde_json::Value;
 
-pub(crate) const UNIT: &str = "compose-cleanup.service";
+use crate::account::{Work, wait_worked};
+use crate::unit::{LONG, tool};
+
 pub(crate) const CONFIG: &str = "/etc/compose-cleanup/config.toml";
 pub(crate) const METRICS: &str = "127.0.0.1:9464";
-/// Of a tool that may have to start half the machine; nothing here is fast.
-const TOOL: Duration = Duration::from_secs(240);
-const LONG: Duration = Duration::from_secs(120);
+const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
 const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
 /// Has no rights of root's.
 const NOBODY: u32 = 65_534;
@@ -73,15 +72,18 @@ impl Bed {
     /// Writes the daemon's configuration.
     pub(crate) fn configure(&self, mode: &str) -> Result<()> {
         let place = self.agent.place();
-        let text = format!(
-            "mode = {mode:?}\nprobe = \"ebpf\"\ngrace = \"3s\"\nsettle = \"300ms\"\n\
-             metrics.listen = {METRICS:?}\n\
-             [[agents]]\nwork_dir = {:?}\nruntime_dir = {:?}\ncgroups_root = {:?}\n",
+        let agent = format!(
+            "[[agents]]\nwork_dir = {:?}\nruntime_dir = {:?}\ncgroups_root = {:?}\n",
             place.work_dir.display(),
             place.runtime_dir.display(),
             place.cgroups_root
         );
-        fs::write(CONFIG, text).context(CONFIG)
+        fs::write(CONFIG, settings(mode) + &agent).context(CONFIG)
+    }
+
+    /// The same, and no word of an agent.
+    pub(crate) fn configure_without_agent(&self, mode: &str) -> Result<()> {
+        fs::write(CONFIG, settings(mode)).context(CONFIG)
     }
 
     /// An executor with a pod as users of such a Docker have it.
@@ -112,13 +114,19 @@ impl Bed {
             .collect()
     }
 
-    /// Waits until the pod is stopped and, the agent being done with it, nothing is left of it.
-    pub(crate) fn wait_clean(&self, pod: &Pod) -> Result<()> {
-        wait_stopped(&pod.docker_id)?;
-        wait::try_until(LONG, "the run's cgroups to go", || {
-            Ok(self.cgroups_of(&pod.run).is_empty().then_some(()))
-        })
-        .with_context(|| format!("left: {:?}", self.cgroups_of(&pod.run)))
+    /// Waits until the case is over, by the daemon's own work, and nothing is left of the run.
+    pub(crate) fn wait_clean(&self, pod: &Pod, work: &Work) -> Result<()> {
+        wait_worked(pod, work)?;
+        ensure!(!runs(&pod.docker_id)?, "its container runs");
+        let left = self.cgroups_of(&pod.run);
+        ensure!(left.is_empty(), "the case is over, and left: {left:?}");
+        Ok(())
+    }
+
+    /// How many directories of a run the daemon finds when a living agent is done: with a
+    /// driver of its own, Docker makes some in hierarchies that are not the agent's.
+    pub(crate) fn dockers_cgroups(&self) -> u64 {
+        u64::from(!self.by_systemd)
     }
 }
 
@@ -140,61 +148,38 @@ impl Pod {
     }
 }
 
-/// Runs a program that must succeed.
-pub(crate) fn tool(program: &str, arguments: &[&str]) -> Result<String> {
-    command::output(Command::new(program).args(arguments), TOOL)
+/// A grace that no emulated processor is too slow for: a pod that obeys ends within it.
+fn settings(mode: &str) -> String {
+    format!(
+        "mode = {mode:?}\nprobe = \"ebpf\"\ngrace = \"10s\"\nsettle = \"300ms\"\n\
+         metrics.listen = {METRICS:?}\n"
+    )
 }
 
-/// Runs a program for what it says, whatever that is.
-pub(crate) fn tell(program: &str, arguments: &[&str]) -> String {
-    match Command::new(program).args(arguments).output() {
-        Ok(output) => {
-            let [out, err] = [output.stdout, output.stderr];
-            format!(
-                "{}{}",
-                String::from_utf8_lossy(&out),
-                String::from_utf8_lossy(&err)
-            )
-        }
-        Err(error) => format!("{program}: {error}"),
-    }
-}
-
-/// A property of a unit, as `systemctl show` has it.
-pub(crate) fn property(unit: &str, name: &str) -> Result<String> {
-    let value = tool("systemctl", &["show", "--value", "-p", name, unit])?;
-    Ok(value.trim().to_owned())
-}
-
-pub(crate) fn expect(unit: &str, name: &str, value: &str) -> Result<()> {
-    let found = property(unit, name)?;
-    ensure!(
-        found == value,
-        "{name} of {unit} is {found:?}, not {value:?}"
-    );
-    Ok(())
-}
-
-pub(crate) fn wait_for(unit: &str, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
-    wait::try_until(LONG, format_args!("{name} of {unit}"), || {
-        let found = property(unit, name)?;
-        Ok(wanted(&found).then_some(found))
+/// From now on containers run on while Docker does not.
+pub(crate) fn let_containers_outlive_docker() -> Result<()> {
+    let text = fs::read_to_string(DOCKER_CONFIG).context(DOCKER_CONFIG)?;
+    let mut config: Value = serde_json::from_str(&text).context(DOCKER_CONFIG)?;
+    config["live-restore"] = Value::Bool(true);
+    fs::write(DOCKER_CONFIG, config.to_string()).context(DOCKER_CONFIG)?;
+    tool("systemctl", &["reload", "docker.service"])?;
+    wait::try_until(LONG, "Docker to take its configuration over", || {
+        let told = tool("docker", &["info", "--format", "{{.LiveRestoreEnabled}}"])?;
+        Ok((told.trim() == "true").then_some(()))
     })
 }
 
-/// What the unit has logged in this boot.
-pub(crate) fn log() -> Result<String> {
-    tool("journalctl", &["--no-pager", "-b", "-o", "cat", "-u", UNIT])
-}
-
-pub(crate) fn wait_logged(words: &[&str]) -> Result<()> {
-    wait::try_until(LONG, format_args!("a line with {words:?}"), || {
-        let log = log()?;
-        let found = log
-            .lines()
-            .any(|line| words.iter().all(|word| line.contains(word)));
-        Ok(found.then_some(()))
-    })
+/// The container's first process.
+pub(crate) fn process_of(docker_id: &str) -> Result<Process> {
+    let pid = tool(
+        "docker",
+        &["inspect", "--format", "{{.State.Pid}}", docker_id],
+    )?;
+    let pid = pid
+        .trim()
+        .parse()
+        .with_context(|| format!("a pid: {pid}"))?;
+    Process::of(pid).context("the container's process")
 }
 
 pub(crate) fn runs(docker_id: &str) -> Result<bool> {

@@ -4,8 +4,10 @@
 //!
 //! The agent is the stand-in: Mesos is not in the guest.
 
+mod account;
 mod bed;
 mod steps;
+mod unit;
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,7 @@ fn run() -> Result<u8> {
             println!("{name}: {error:#}");
             println!(
                 "{}",
-                bed::tell("systemctl", &["status", "--no-pager", bed::UNIT])
+                unit::tell("systemctl", &["status", "--no-pager", unit::UNIT])
             );
             let log = [
                 "--no-pager",
@@ -52,7 +54,7 @@ fn run() -> Result<u8> {
                 "-n",
                 LAST_WORDS,
             ];
-            println!("{}", bed::tell("journalctl", &log));
+            println!("{}", unit::tell("journalctl", &log));
         }
         say(&Line::Ended {
             program: (*name).to_owned(),

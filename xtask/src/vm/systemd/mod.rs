@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("\n=== {name}");
         let file = format!("systemd-{}-{}.log", file_stem(&kernel.version), cell.suite);
         let log_file = logs.join(file);
-        let initrd = initrd(cell, &debs, &programs)?;
+        let initrd = initrd(cell, &debs, &programs, args.update)?;
         let outcome = qemu.run(&Guest {
             accel,
             kernel: &kernel,
@@ -152,12 +152,14 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Cell>> {
     names.iter().map(cell).collect()
 }
 
-fn initrd(cell: &Cell, debs: &dist::Debs, programs: &Path) -> Result<Vec<u8>> {
-    let root = root::fetch(cell.suite, cell.packages)?;
+fn initrd(cell: &Cell, debs: &dist::Debs, programs: &Path, update: bool) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
+    let root = root::fetch(cell.suite, cell.packages, update)?;
     archive
-        .tree(&root)
-        .with_context(|| format!("packing {}", root.display()))?;
+        .tree(&root.dir)
+        .with_context(|| format!("packing {}", root.dir.display()))?;
+    // Another run may renew it from here on.
+    drop(root);
     for (path, content) in FILES {
         archive.file(path, content.as_bytes())?;
     }
