@@ -28,6 +28,8 @@ const OURS: &str = "compose-cleanup";
 const LOAD: Duration = Duration::from_secs(300);
 /// For a listener to deal with what came last.
 const CALM: Duration = Duration::from_millis(300);
+/// bpftrace takes its time to let go of the kernel.
+const STOP: Duration = Duration::from_secs(60);
 /// After its start the daemon looks at everything again, two seconds later.
 const AT_REST: Duration = Duration::from_secs(5);
 /// The cheapest other costs so many times as much.
@@ -141,6 +143,9 @@ pub(super) fn measure(scale: Scale) -> Result<Part> {
         scratch,
         exits,
     };
+    // As on a host at work: from an executor's helper the daemon knows the agent's process, and need
+    // not look for it among all there are.
+    let _living = bed.agent.launch("bench-peers")?;
     let mut ours = Series::new(OURS);
     let mut theirs: Vec<Series> = others.iter().map(|one| Series::new(one.name)).collect();
     let mut wakeups = Wakeups::default();
@@ -208,7 +213,7 @@ impl Bed {
         wait::holds(CALM, "calm", || true)?;
         let window = self.window(service.pid())?;
         ensure!(service.ended().is_none(), "it ended");
-        service.kill()?;
+        service.stop(STOP)?;
         if listener.kind == Kind::Bpf {
             ensure_heard(listener.name, window.runs, self.exits.into())?;
         }
@@ -348,9 +353,10 @@ fn report(
         command: "cargo xtask bench peers".to_owned(),
         method: format!(
             "{exits} short commands one after the other, none of them an executor, {rounds} times \
-             for each listener; one listener at a time, in a random order. Counted is, per exit, the \
-             time of the listener's BPF programs (`kernel.bpf_stats_enabled`) and the CPU time of \
-             its threads. The others write to a file, each as it does by default."
+             for each listener; one listener at a time, in a random order. One executor lives \
+             meanwhile. Counted is, per exit, the time of the listener's BPF programs \
+             (`kernel.bpf_stats_enabled`) and the CPU time of its threads. The others write to a \
+             file, each as it does by default."
         ),
         goals,
         tables: vec![("Nanoseconds per exit, median".to_owned(), table)],
