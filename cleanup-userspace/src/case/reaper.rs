@@ -175,7 +175,7 @@ impl<G: Ground> Reaper<G> {
                     self.stop();
                     Ok("asked")
                 }
-                Step::Sweep => self.sweep().await,
+                Step::Sweep => self.sweep(patience(&facts, &policy)).await,
                 Step::KillPod => self.kill_pod(&facts).await,
                 Step::EndStragglers => self.end_stragglers(&look).await,
                 Step::Remove { agents } => self.remove(agents).await,
@@ -214,7 +214,7 @@ impl<G: Ground> Reaper<G> {
             self.wait(SLOW_PAUSE).await;
             return false;
         }
-        if let Err(error) = self.sweep().await {
+        if let Err(error) = self.sweep(Duration::MAX).await {
             let now = self.ground.now_ns();
             self.complaints.in_the_way("sweep", &error, now);
         }
@@ -325,11 +325,19 @@ impl<G: Ground> Reaper<G> {
         }
     }
 
-    /// The second wave: everything that runs, joined by every key.
-    async fn sweep(&mut self) -> anyhow::Result<&'static str> {
+    /// The second wave: everything that runs, joined by every key. Docker's own time
+    /// limit holds, or `patience` if that is shorter.
+    async fn sweep(&mut self, patience: Duration) -> anyhow::Result<&'static str> {
         let began = self.ground.now_ns();
         let record = &self.state.record;
-        match self.ground.discover(&record.run, &record.death).await {
+        let discovery = self.ground.discover(&record.run, &record.death);
+        let found = match tokio::time::timeout(patience, discovery).await {
+            Ok(found) => found.map_err(Into::into),
+            Err(_) => Err(anyhow::anyhow!(
+                "Docker did not say within {patience:?} what runs"
+            )),
+        };
+        match found {
             Ok(found) => {
                 self.state.sweep_succeeded(began, self.ground.now_ns());
                 self.join(found);
@@ -337,7 +345,7 @@ impl<G: Ground> Reaper<G> {
             }
             Err(error) => {
                 self.state.sweep_failed(self.ground.now_ns());
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -527,4 +535,16 @@ impl From<Outcome> for CaseResult {
 
 fn slower(pause: Duration) -> Duration {
     (pause * 3 / 2).min(LONGEST_PAUSE)
+}
+
+/// How long Docker may take to say what runs: not longer than until the fallback's time
+/// has come, if there is something for it to end.
+fn patience(facts: &Facts, policy: &Policy) -> Duration {
+    let silent = facts.docker_silent_for.unwrap_or_default();
+    match policy.fallback_after {
+        Some(limit) if facts.pod_processes > 0 && silent < limit => {
+            (limit - silent).max(LONGEST_PAUSE)
+        }
+        _ => Duration::MAX,
+    }
 }

@@ -87,32 +87,31 @@ impl AgentWatch {
         }
     }
 
-    /// Reads much of `/proc`: milliseconds on a busy host.
+    /// Reads much of `/proc` where the agent is not the process that it was: milliseconds
+    /// on a busy host. The kernel's tables of sockets alone take some.
     pub fn state(&mut self, now: Instant) -> AgentState {
         let since_last = self
             .looked
             .replace(now)
             .map_or(Duration::ZERO, |last| now.duration_since(last));
+        let known = self.known.iter().copied();
+        let mut alive: Vec<Proc> = known.filter(|proc| proc.is_alive()).collect();
+        if !alive.is_empty() {
+            self.silent = Duration::ZERO;
+            return self.alive_or_recovering(&alive);
+        }
         let port = self.checkpointed_port();
         // What cannot be looked at may well be there.
         let listening = port.map(|port| is_listened_to(port).unwrap_or(true));
-        let mut alive: Vec<Proc> = self
-            .known
-            .iter()
-            .copied()
-            .filter(|proc| proc.is_alive())
-            .collect();
-        if alive.is_empty() {
-            let Ok(everybody) = process::all() else {
-                self.silent = Duration::ZERO;
-                return AgentState::Alive;
-            };
-            alive = self.lookalikes(&everybody);
-            if alive.is_empty() && listening == Some(true) {
-                alive = port
-                    .map(|port| listeners(port, &everybody))
-                    .unwrap_or_default();
-            }
+        let Ok(everybody) = process::all() else {
+            self.silent = Duration::ZERO;
+            return AgentState::Alive;
+        };
+        alive = self.lookalikes(&everybody);
+        if alive.is_empty() && listening == Some(true) {
+            alive = port
+                .map(|port| listeners(port, &everybody))
+                .unwrap_or_default();
         }
         // Without any way to tell, it counts as alive.
         let can_tell = !self.known.is_empty() || port.is_some();
