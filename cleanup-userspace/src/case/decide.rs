@@ -12,10 +12,6 @@ use crate::mesos::AgentState;
 /// is in its cgroup before its start, or after its end, is announced.
 pub const DISOWNED_AFTER: Duration = Duration::from_secs(10);
 
-/// How long the second wave stays out of the first one's way: Docker takes about that
-/// long until a request has become a signal, and a list takes its time from that.
-pub const HEAD_START: Duration = Duration::from_millis(25);
-
 /// What the configuration allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -274,13 +270,9 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
             return Step::Sweep;
         }
     }
-    // The second wave does not wait for the first one's answers, but it lets them go ahead.
+    // The second wave does not wait for the first one's answers.
     if facts.swept == Swept::Never && facts.retry_in.is_none() {
-        return if facts.in_flight > 0 && facts.age < HEAD_START {
-            Step::Wait(Waiting::Docker)
-        } else {
-            Step::Sweep
-        };
+        return Step::Sweep;
     }
     let may_remove = |kind| may_remove(kind, facts.agent, facts.ownership, policy.teardown);
     let agents = may_remove(Directory::Agents);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::complaints::Complaints;
-use super::decide::{Facts, HEAD_START, Outcome, Policy, Step, Swept, Waiting, decide};
+use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
 use super::effects::{Look, WORK_DEADLINE};
 use super::glance::Glance;
 use super::ground::Ground;
@@ -28,6 +28,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The pace of what only somebody else can end: an agent, an operator, a
 /// container that is to be kept.
 const SLOW_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long everything else stays out of the first wave's way: Docker takes about half of
+/// that until a request has become a signal, and what looks or asks meanwhile takes its
+/// time from it.
+const HEAD_START: Duration = Duration::from_millis(25);
 
 /// How often an executor that is not known is looked for.
 const SEARCH_PAUSE: Duration = Duration::from_secs(5);
@@ -139,6 +144,9 @@ impl<G: Ground> Reaper<G> {
 
     /// Works until the host was seen clean, or there is no more to be done.
     pub async fn run(mut self) -> Record {
+        if self.state.is_asked() {
+            self.wait(HEAD_START).await;
+        }
         loop {
             self.take_messages();
             if self.handing_over {
@@ -431,9 +439,6 @@ impl<G: Ground> Reaper<G> {
                 } else {
                     settled
                 }
-            }
-            Waiting::Docker if facts.swept == Swept::Never && facts.age < HEAD_START => {
-                HEAD_START - facts.age
             }
             // An answer comes as a message.
             Waiting::Docker => {

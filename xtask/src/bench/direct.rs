@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::docker::Dockerd;
+use cleanup_tests::wait;
 use rustix::time::{ClockId, clock_gettime};
 
 /// The container may take its grace period.
 const LIMIT: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_millis(100);
 /// No answer to what is asked here is longer.
 const LONGEST: usize = 64 << 10;
 
@@ -28,8 +30,10 @@ impl Direct {
 
     /// Stops a container; when the request began, CLOCK_MONOTONIC in seconds.
     pub(super) fn stop(&mut self, id: &str) -> Result<f64> {
-        // Docker has nothing to read of a new connection, either.
+        // Docker has nothing to read of a new connection, either, and is at rest then as it
+        // is when an executor dies.
         self.exchange("GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n", "\r\n\r\nOK")?;
+        wait::holds(REST, "Docker at rest", || true)?;
         let request = format!(
             "POST /containers/{id}/stop?t=10 HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n"
         );

@@ -97,10 +97,10 @@ const ALL: &[(&str, Measure)] = &[
     ("peers", peers::measure),
     ("loss", loss::measure),
     ("latency", latency::measure),
-    ("mass", mass::measure),
-    ("weight", weight::measure),
     ("reconcile", reconcile::measure),
     ("hook", hook::measure),
+    ("mass", mass::measure),
+    ("weight", weight::measure),
 ];
 
 fn names() -> PossibleValuesParser {

@@ -60,27 +60,6 @@ fn the_usual_way() {
             Step::Sweep,
         ),
         (
-            "the first wave goes ahead",
-            Facts {
-                in_flight: 3,
-                quiet_for: None,
-                swept: Swept::Never,
-                age: Duration::from_millis(5),
-                ..quiet()
-            },
-            Step::Wait(Waiting::Docker),
-        ),
-        (
-            "nobody to go ahead",
-            Facts {
-                quiet_for: None,
-                swept: Swept::Never,
-                age: Duration::from_millis(5),
-                ..quiet()
-            },
-            Step::Sweep,
-        ),
-        (
             "creators live",
             Facts {
                 own_processes: 2,
