@@ -37,10 +37,16 @@ impl Facts {
             processor,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: (kib + (1 << 19)) >> 20,
-            docker: Tool::new("dockerd", LIMIT).arg("--version").read()?,
-            date: Tool::new("date", LIMIT).arg("+%Y-%m-%d").read()?,
+            docker: first_line(Tool::new("dockerd", LIMIT).arg("--version"))?,
+            date: first_line(Tool::new("date", LIMIT).arg("+%Y-%m-%d"))?,
         })
     }
+}
+
+/// What a program says, without its line's end.
+fn first_line(tool: Tool) -> Result<String> {
+    let said = tool.read()?;
+    Ok(said.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The value of the first such line.
