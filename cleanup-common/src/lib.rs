@@ -92,15 +92,6 @@ impl RootTable {
     }
 }
 
-/// What the program needs to know of the kernel. It is frozen before the program is loaded, so the
-/// verifier sees constants and removes what they rule out.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[repr(C)]
-pub struct Settings {
-    /// Number of controllers of this kernel.
-    pub subsystems: u32,
-}
-
 /// What most tasks of a host hold: the top of a hierarchy. The kernel never frees either, not even
 /// when the hierarchy is mounted elsewhere. 0 where it is not known.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -140,96 +131,66 @@ macro_rules! offset {
     };
 }
 
-/// Byte offsets of the kernel's members, resolved from its BTF at start.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[repr(C)]
-pub struct Offsets {
-    /// `task_struct.cgroups`
-    pub task_cgroups: u32,
-    /// `task_struct.exit_code`
-    pub task_exit_code: u32,
-    /// `task_struct.flags`
-    pub task_flags: u32,
-    /// `task_struct.group_leader`
-    pub task_group_leader: u32,
-    /// `task_struct.pid`
-    pub task_pid: u32,
-    /// `task_struct.real_parent`
-    pub task_real_parent: u32,
-    /// `task_struct.signal`
-    pub task_signal: u32,
-    /// `task_struct.start_boottime`
-    pub task_start_boottime: u32,
-    /// `task_struct.tgid`
-    pub task_tgid: u32,
-    /// `signal_struct.live`
-    pub signal_live: u32,
-    /// `css_set.subsys`
-    pub css_set_subsys: u32,
-    /// `css_set.subsys[freezer_cgrp_id]`
-    pub css_set_freezer: u32,
-    /// `css_set.dfl_cgrp`
-    pub css_set_dfl_cgrp: u32,
-    /// `cgroup_subsys_state.cgroup`
-    pub css_cgroup: u32,
-    /// `cgroup.kn`
-    pub cgroup_kn: u32,
-    /// `kernfs_node.id`
-    pub kn_id: u32,
-    /// `kernfs_node.name`
-    pub kn_name: u32,
-    /// `kernfs_node.__parent`, before 6.15 `parent`
-    pub kn_parent: u32,
+/// Names each member once: the structure and the list of its words have one order.
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $member:ident)*) => {
+        /// Byte offsets of the kernel's members, resolved from its BTF at start.
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+        #[repr(C)]
+        pub struct Offsets {
+            $($(#[$doc])* pub $member: u32,)*
+        }
+
+        impl Offsets {
+            /// How many there are.
+            pub const COUNT: usize = size_of::<Self>() / size_of::<u32>();
+
+            /// All of them, in the order of their marks.
+            #[must_use]
+            pub const fn words(&self) -> [u32; Self::COUNT] {
+                [$(self.$member),*]
+            }
+        }
+    };
 }
 
-impl Offsets {
-    /// How many there are.
-    pub const COUNT: usize = size_of::<Self>() / size_of::<u32>();
-
-    /// All of them, in the order of their marks.
-    #[must_use]
-    pub const fn words(&self) -> [u32; Self::COUNT] {
-        let Self {
-            task_cgroups,
-            task_exit_code,
-            task_flags,
-            task_group_leader,
-            task_pid,
-            task_real_parent,
-            task_signal,
-            task_start_boottime,
-            task_tgid,
-            signal_live,
-            css_set_subsys,
-            css_set_freezer,
-            css_set_dfl_cgrp,
-            css_cgroup,
-            cgroup_kn,
-            kn_id,
-            kn_name,
-            kn_parent,
-        } = *self;
-        [
-            task_cgroups,
-            task_exit_code,
-            task_flags,
-            task_group_leader,
-            task_pid,
-            task_real_parent,
-            task_signal,
-            task_start_boottime,
-            task_tgid,
-            signal_live,
-            css_set_subsys,
-            css_set_freezer,
-            css_set_dfl_cgrp,
-            css_cgroup,
-            cgroup_kn,
-            kn_id,
-            kn_name,
-            kn_parent,
-        ]
-    }
+offsets! {
+    /// `task_struct.cgroups`
+    task_cgroups
+    /// `task_struct.exit_code`
+    task_exit_code
+    /// `task_struct.flags`
+    task_flags
+    /// `task_struct.group_leader`
+    task_group_leader
+    /// `task_struct.pid`
+    task_pid
+    /// `task_struct.real_parent`
+    task_real_parent
+    /// `task_struct.signal`
+    task_signal
+    /// `task_struct.start_boottime`
+    task_start_boottime
+    /// `task_struct.tgid`
+    task_tgid
+    /// `signal_struct.live`
+    signal_live
+    /// `css_set.subsys`
+    css_set_subsys
+    /// `css_set.subsys[freezer_cgrp_id]`
+    css_set_freezer
+    /// `css_set.dfl_cgrp`
+    css_set_dfl_cgrp
+    /// `cgroup_subsys_state.cgroup`
+    css_cgroup
+    /// `cgroup.kn`
+    cgroup_kn
+    /// `kernfs_node.id`
+    kn_id
+    /// `kernfs_node.name`
+    kn_name
+    /// `kernfs_node.__parent`, before 6.15 `parent`
+    kn_parent
 }
 
 /// Why the program lost a record, or sent one with a reservation: index into its counters.
@@ -253,14 +214,12 @@ impl Loss {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{ExitEvent, RootTable, Settings, Tops};
+    use super::{ExitEvent, RootTable, Tops};
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (asserted below).
     unsafe impl aya::Pod for ExitEvent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for RootTable {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tops {}
 }
@@ -279,7 +238,6 @@ const _: () = assert!(offset_of!(ExitEvent, reserved) == 44);
 const _: () = assert!(offset_of!(ExitEvent, container) == 48);
 const _: () = assert!(size_of::<Name>() == NAME_BYTES);
 const _: () = assert!(size_of::<RootTable>() == 128 && offset_of!(RootTable, v2) == 64);
-const _: () = assert!(size_of::<Settings>() == size_of::<u32>());
 const _: () = assert!(size_of::<Tops>() == 16 && offset_of!(Tops, unified_cgroup) == 8);
 // A load's offset has 15 bits for what is not negative, and an index adds less than a step.
 const _: () = assert!(offset_mark(size_of::<Offsets>()) < 0x8000);

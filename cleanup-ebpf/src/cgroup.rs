@@ -9,7 +9,7 @@ use cleanup_common::{
 };
 
 use crate::{
-    raw::{Object, SharedWord, offset, setting},
+    raw::{Object, SharedWord, frozen, offset},
     task::Task,
 };
 
@@ -27,6 +27,11 @@ static ROOTS: Roots = Roots {
     v1: [const { SharedWord::new(0) }; MAX_ROOTS],
     v2: [const { SharedWord::new(0) }; MAX_ROOTS],
 };
+
+/// How many controllers this kernel has: written by the loader, and frozen before the program is
+/// loaded, so the verifier sees a constant and removes what that rules out.
+#[unsafe(no_mangle)]
+static SUBSYSTEMS: u32 = 0;
 
 /// 0, 1, 2, …: the number of each slot, as something that the verifier does not know. A number that
 /// it knows makes a path of its own through all that follows, for each slot: before 6.4, all numbers
@@ -273,17 +278,17 @@ pub fn add_hierarchies(task: Task, container: &Name, root: &Name, mask: &mut u32
     let Some(css_set) = task.css_set() else {
         return;
     };
-    let count = setting!(subsystems);
+    let count = frozen(&SUBSYSTEMS);
     macro_rules! each {
-        ($($index:literal)*) => { $(
-            const { assert!($index < MAX_SUBSYSTEMS) };
-            if $index < count
+        ($($index:literal)*) => {
+            const { assert!([$($index),*].len() == MAX_SUBSYSTEMS as usize) };
+            $( if $index < count
                 && let Some(cgroup) = css_set.controller($index)
                 && is_at(cgroup, container, root)
             {
                 add_bit(mask, $index);
-            }
-        )* };
+            } )*
+        };
     }
     each!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     if let Some(cgroup) = css_set.unified()

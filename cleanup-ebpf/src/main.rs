@@ -7,7 +7,7 @@
 //! The kernel's members are read with typed loads, which the verifier checks against the kernel's
 //! BTF and which need no helper call. Their offsets come from the same BTF: the loader writes them
 //! into the instructions. What depends on the host is settled by which of the programs is loaded.
-//! Nothing that an exit of no interest needs is in a map.
+//! Of maps an exit of no interest needs the ids of the roots at most.
 //!
 //! Written for the verifiers of Linux 5.10 to 7.x. What they cannot do shapes the code in places;
 //! those places say so.
@@ -17,20 +17,16 @@
 
 mod cgroup;
 mod emit;
+mod object;
 mod raw;
 mod task;
 
 use aya_ebpf::{EbpfContext as _, macros::btf_tracepoint, programs::BtfTracePointContext};
-use cleanup_common::Settings;
 
 use crate::{
     cgroup::{Container, Watch},
     task::Task,
 };
-
-/// Written by the loader, and frozen before the program is loaded.
-#[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { subsystems: 0 };
 
 /// How a group's end is recognised.
 #[derive(Clone, Copy)]
@@ -99,13 +95,3 @@ fn is_group_dead(ctx: &BtfTracePointContext, task: Task, by: GroupDead) -> Optio
         GroupDead::LiveCounter => Some(task.live_threads()? == 0),
     }
 }
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// Reading kernel memory is reserved to GPL-compatible programs.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -34,14 +34,6 @@ impl SharedWord {
     }
 }
 
-/// A member of [`cleanup_common::Settings`].
-macro_rules! setting {
-    ($name:ident) => {
-        crate::raw::frozen(&crate::SETTINGS.$name)
-    };
-}
-pub(crate) use setting;
-
 /// A structure of the kernel, known to the verifier by its type.
 ///
 /// Made from the tracepoint's argument or from a member of another object, and from nothing else.

@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+mod object;
+
 use core::{cell::UnsafeCell, ptr};
 
 use aya_ebpf::{
@@ -92,13 +94,3 @@ fn read(base: u64, offset: u32) -> Option<u64> {
     // SAFETY: the helper checks the source.
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const u64) }.ok()
 }
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// Reading kernel memory is reserved to GPL-compatible programs.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError, ProgramInfo, tp_btf::BtfTracePointLinkId},
 };
-use cleanup_common::{RootTable, Settings, TRACEPOINT};
+use cleanup_common::{RootTable, TRACEPOINT};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
@@ -19,12 +19,7 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/exit-probe"));
 
 /// Names in the BPF object.
-const V1_ARG: &str = "exit_v1_arg";
-const V1_LIVE: &str = "exit_v1_live";
-const V2_ARG: &str = "exit_v2_arg";
-const V2_LIVE: &str = "exit_v2_live";
-const BOTH_ARG: &str = "exit_both_arg";
-const BOTH_LIVE: &str = "exit_both_live";
+const SUBSYSTEMS: &str = "SUBSYSTEMS";
 const EVENTS: &str = "EVENTS";
 pub(super) const LOSSES: &str = "LOSSES";
 const LOGS: &str = "AYA_LOGS";
@@ -113,9 +108,7 @@ pub(super) fn load(
     let kernel = Kernel::read(&read_btf()?)?;
     let group_dead = group_dead.unwrap_or(kernel.group_dead);
     let name = program_for(options, &kernel, group_dead)?;
-    let settings = Settings {
-        subsystems: kernel.controllers.len() as u32,
-    };
+    let subsystems = kernel.controllers.len() as u32;
     raise_memlock_limit(&release);
 
     let log_level = if options.kernel_log {
@@ -123,16 +116,16 @@ pub(super) fn load(
     } else {
         0
     };
-    let tops = tops::find(&kernel.offsets);
+    let mut loader = EbpfLoader::new();
+    // Nothing of ours has relocations, and what `new` read takes 20 MB.
+    loader.btf(None);
+    let tops = tops::find(&mut loader, &kernel.offsets);
     let object = patch(OBJECT, &kernel.offsets, tops).map_err(|error| ProbeError::Unsupported {
         what: format!("the exit probe cannot be fitted to this kernel: {error}"),
         remedy: "report it".into(),
     })?;
-    let mut loader = EbpfLoader::new();
     loader
-        // It has no relocations, and what `new` read takes 20 MB.
-        .btf(None)
-        .override_global("SETTINGS", &settings, true)
+        .override_global(SUBSYSTEMS, &subsystems, true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries(EVENTS, options.ring_bytes);
     if !options.kernel_log {
@@ -157,11 +150,8 @@ pub(super) fn load(
         roots: take_map(&mut ebpf, roots::MAP)?,
         controllers: kernel.controllers,
         group_dead,
-        top_known: match name {
-            V1_ARG | V1_LIVE => tops.freezer_css != 0,
-            V2_ARG | V2_LIVE => tops.unified_cgroup != 0,
-            _ => tops.freezer_css != 0 && tops.unified_cgroup != 0,
-        },
+        top_known: (!watches(options, Layout::V1) || tops.freezer_css != 0)
+            && (!watches(options, Layout::V2) || tops.unified_cgroup != 0),
         size,
         program: Program {
             ebpf,
@@ -195,14 +185,18 @@ where
         .map_err(|error| ProbeError::map(name, error))
 }
 
-/// The program for these roots on this kernel.
+/// Whether a root is laid out so.
+fn watches(options: &ProbeOptions, layout: Layout) -> bool {
+    options.roots.iter().any(|root| root.layout == layout)
+}
+
+/// The name of the program for these roots on this kernel.
 fn program_for(
     options: &ProbeOptions,
     kernel: &Kernel,
     group_dead: GroupDeadSource,
 ) -> Result<&'static str, ProbeError> {
-    let watches = |layout| options.roots.iter().any(|root| root.layout == layout);
-    let (v1, v2) = (watches(Layout::V1), watches(Layout::V2));
+    let (v1, v2) = (watches(options, Layout::V1), watches(options, Layout::V2));
     if v1 && !kernel.freezer {
         return Err(ProbeError::Unsupported {
             what: "this kernel has no freezer controller, where version 1 executors are looked for"
@@ -212,12 +206,12 @@ fn program_for(
     }
     // Without roots any of them matches nothing.
     Ok(match (v1, v2, group_dead) {
-        (true, true, GroupDeadSource::Argument) => BOTH_ARG,
-        (true, true, GroupDeadSource::LiveCounter) => BOTH_LIVE,
-        (true, false, GroupDeadSource::Argument) => V1_ARG,
-        (true, false, GroupDeadSource::LiveCounter) => V1_LIVE,
-        (false, _, GroupDeadSource::Argument) => V2_ARG,
-        (false, _, GroupDeadSource::LiveCounter) => V2_LIVE,
+        (true, true, GroupDeadSource::Argument) => "exit_both_arg",
+        (true, true, GroupDeadSource::LiveCounter) => "exit_both_live",
+        (true, false, GroupDeadSource::Argument) => "exit_v1_arg",
+        (true, false, GroupDeadSource::LiveCounter) => "exit_v1_live",
+        (false, _, GroupDeadSource::Argument) => "exit_v2_arg",
+        (false, _, GroupDeadSource::LiveCounter) => "exit_v2_live",
     })
 }
 

@@ -295,7 +295,7 @@ fn forward_log(program: &mut Program) -> Result<AbortOnDrop, ProbeError> {
         remedy: "turn kernel_log off".into(),
     };
     let logger = EbpfLogger::init(program.ebpf()).map_err(|e| unusable(&e))?;
-    let mut logger = stream::register(logger).map_err(|e| unusable(&e))?;
+    let mut logger = stream::poll_readable(logger).map_err(|e| unusable(&e))?;
     let task = tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();

@@ -221,8 +221,6 @@ mod tests {
         let of = |at| meaning(offset_mark(at), &words);
         assert_eq!(of(offset_of!(Offsets, task_cgroups)), Some(1));
         assert_eq!(of(offset_of!(Offsets, kn_parent)), Some(2));
-        // Another mistake in the order of the words would be caught by the verifier, or by the
-        // suite `kernel`; here, that none is missing.
         assert_eq!(words.len(), Offsets::COUNT);
     }
 }

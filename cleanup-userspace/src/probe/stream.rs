@@ -2,30 +2,23 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
 
 use aya::maps::{MapData, RingBuf};
 use cleanup_common::{ExitEvent, UNIFIED_BIT};
-use tokio::io::{
-    Interest,
-    unix::{AsyncFd, AsyncFdRegisterError},
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{ExitRecord, ProbeError, TaskHierarchies, roots::Known};
 use crate::process::monotonic_ns;
 
 /// The reader of the ring buffer.
 pub(super) struct ExitStream {
-    ring: Ring,
+    ring: RingBuf<MapData>,
+    /// Tells that there is something in the ring: in the runtime in which it was first waited for.
+    ready: Option<AsyncFd<OwnedFd>>,
     decoder: Decoder,
-}
-
-/// A ring buffer, polled by the runtime in which it is first waited for: one of the two is there.
-struct Ring {
-    idle: Option<RingBuf<MapData>>,
-    polled: Option<AsyncFd<RingBuf<MapData>>>,
 }
 
 /// Makes records of what the kernel program wrote.
@@ -42,30 +35,6 @@ pub(super) struct Rejected {
     pub(super) malformed: u64,
 }
 
-impl Ring {
-    /// Within a tokio runtime only.
-    fn polled(&mut self) -> io::Result<&mut AsyncFd<RingBuf<MapData>>> {
-        if let Some(ring) = self.idle.take() {
-            match register(ring) {
-                Ok(ring) => self.polled = Some(ring),
-                Err(error) => {
-                    let (ring, error) = error.into_parts();
-                    self.idle = Some(ring);
-                    return Err(error);
-                }
-            }
-        }
-        self.polled
-            .as_mut()
-            .ok_or_else(|| io::Error::other("there is no ring buffer"))
-    }
-
-    fn get_mut(&mut self) -> Option<&mut RingBuf<MapData>> {
-        let polled = self.polled.as_mut().map(AsyncFd::get_mut);
-        self.idle.as_mut().or(polled)
-    }
-}
-
 impl ExitStream {
     pub(super) fn new(
         ring: RingBuf<MapData>,
@@ -73,10 +42,8 @@ impl ExitStream {
         known: Arc<Known>,
     ) -> Self {
         Self {
-            ring: Ring {
-                idle: Some(ring),
-                polled: None,
-            },
+            ring,
+            ready: None,
             decoder: Decoder {
                 controllers,
                 known,
@@ -85,29 +52,38 @@ impl ExitStream {
         }
     }
 
-    /// Waits for the next record. A record is taken in the same step in which it is returned, so
-    /// dropping the future loses none.
+    /// Waits for the next record, within a tokio runtime. A record is taken in the same step in which
+    /// it is returned, so dropping the future loses none.
     pub(super) async fn next(&mut self) -> Result<ExitRecord, ProbeError> {
-        let Self { ring, decoder } = self;
+        let Self {
+            ring,
+            ready,
+            decoder,
+        } = self;
         let cannot_poll = |e| ProbeError::io("cannot poll the ring buffer", e);
-        let ring = ring.polled().map_err(cannot_poll)?;
+        let ready = match ready {
+            Some(ready) => ready,
+            None => ready.insert(
+                ring.as_fd()
+                    .try_clone_to_owned()
+                    .and_then(poll_readable)
+                    .map_err(cannot_poll)?,
+            ),
+        };
         loop {
-            let mut ready = ring.readable_mut().await.map_err(cannot_poll)?;
-            if let Some(record) = decoder.take(ready.get_inner_mut()) {
+            let mut is_ready = ready.readable().await.map_err(cannot_poll)?;
+            if let Some(record) = decoder.take(ring) {
                 return Ok(record);
             }
             // The kernel wakes a reader that has caught up, so only now may the readiness go. What
             // came since is a readiness of its own, which this does not clear.
-            ready.clear_ready();
+            is_ready.clear_ready();
         }
     }
 
     /// Takes what is there.
     pub(super) fn drain(&mut self) -> Vec<ExitRecord> {
-        let Self { ring, decoder } = self;
-        let Some(ring) = ring.get_mut() else {
-            return Vec::new();
-        };
+        let Self { ring, decoder, .. } = self;
         std::iter::from_fn(|| decoder.take(ring)).collect()
     }
 
@@ -163,10 +139,11 @@ impl Decoder {
     }
 }
 
-/// Registers a ring buffer with the runtime.
-pub(super) fn register<T: AsFd + AsRawFd>(ring: T) -> Result<AsyncFd<T>, AsyncFdRegisterError<T>> {
-    // SAFETY: the ring buffers of aya own their descriptor, never change it, and close it last.
-    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+/// Registers a ring buffer, or another descriptor of it, with the runtime.
+pub(super) fn poll_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: aya's ring buffers and `OwnedFd` own their descriptor, never change it, and close it
+    // last.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(Into::into)
 }
 
 fn as_event(bytes: &[u8]) -> Option<ExitEvent> {

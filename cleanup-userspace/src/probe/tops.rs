@@ -19,17 +19,16 @@ const FOUND: &str = ".data.tops";
 
 /// Looks once. What it cannot find stays 0, which costs each exit some nanoseconds and nothing else:
 /// the kernel runs such a program without an event since 5.10.
-pub(super) fn find(offsets: &Offsets) -> Tops {
-    try_find(offsets).unwrap_or_else(|error| {
+pub(super) fn find(loader: &mut EbpfLoader<'_>, offsets: &Offsets) -> Tops {
+    try_find(loader, offsets).unwrap_or_else(|error| {
         tracing::debug!(%error, "the tops of the cgroup hierarchies stay unknown");
         Tops::default()
     })
 }
 
-fn try_find(offsets: &Offsets) -> anyhow::Result<Tops> {
+fn try_find(loader: &mut EbpfLoader<'_>, offsets: &Offsets) -> anyhow::Result<Tops> {
     let object = patch(OBJECT, offsets, Tops::default())?;
-    // As of the exit probe.
-    let mut ebpf = EbpfLoader::new().btf(None).load(&object)?;
+    let mut ebpf = loader.load(&object)?;
     let missing = || anyhow::anyhow!("the object lacks its program or its map");
     let program: &mut RawTracePoint = ebpf.program_mut(PROGRAM).ok_or_else(missing)?.try_into()?;
     program.load()?;
