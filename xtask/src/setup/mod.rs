@@ -14,6 +14,7 @@ mod machine;
 mod mesos_deps;
 mod mounts;
 mod rust_src;
+mod unpacked;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -31,6 +32,7 @@ pub(crate) use apt::Apt;
 pub(crate) use foreign_suite::{DebianMirror, ForeignSuite};
 use machine::Machine;
 pub(crate) use machine::search_path;
+pub(crate) use unpacked::unpacked;
 
 /// For a question that a program answers from what it has.
 const PROBE_LIMIT: Duration = Duration::from_secs(60);

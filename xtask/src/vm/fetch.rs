@@ -10,7 +10,7 @@ use cleanup_tests::guest::CgroupMode;
 use tempfile::TempDir;
 
 use super::modules;
-use crate::setup::{self, Apt, ForeignSuite};
+use crate::setup::{self, ForeignSuite};
 
 /// A kernel of a distribution, by its name on the command line.
 #[derive(Debug)]
@@ -199,29 +199,7 @@ impl Qemu {
         make_dir(&cache)?;
         let _lock = cache::lock(&cache)?;
         let dir = cache.join("qemu");
-        if !dir.is_dir() {
-            println!(
-                "Fetching QEMU: unpacked into {}, not installed ...",
-                dir.display()
-            );
-            let mut apt = Apt::default();
-            let unpacked = TempDir::new_in(&cache)?;
-            let packages = apt.missing_for(QEMU)?;
-            for package in &packages {
-                apt.unpack(package, unpacked.path())
-                    .with_context(|| format!("package {package}"))?;
-            }
-            fs::write(unpacked.path().join("packages"), packages.join("\n"))?;
-            fs::rename(unpacked.keep(), &dir)
-                .with_context(|| format!("making {}", dir.display()))?;
-        }
-        let program = dir.join("usr/bin").join(QEMU_PROGRAM);
-        ensure!(
-            program.is_file(),
-            "{} is not there: remove {} and run this again",
-            program.display(),
-            dir.display()
-        );
+        let program = setup::unpacked(QEMU, QEMU_PROGRAM, &dir)?;
         Ok(Self {
             program,
             unpacked: Some(dir),

@@ -31,17 +31,12 @@ const DEAF_SYSTEMCTL: &str = "#!/bin/sh\necho \"$*\" >> /calls\nexit 1\n";
 
 /// A line for each package about what was done.
 pub(super) fn all(release: &Release, made: &Made) -> Result<Vec<String>> {
-    let busybox = setup::static_busybox();
-    let why_not = if !geteuid().is_root() {
-        Some("that takes root")
-    } else if busybox.is_none() {
-        Some("there is no static busybox for their scripts (cargo xtask setup)")
-    } else {
-        None
-    };
-    let (None, Some(busybox)) = (why_not, busybox) else {
-        let why = why_not.unwrap_or_default();
-        return Ok(vec![format!("the packages were not tried: {why}")]);
+    let not_tried = |why| Ok(vec![format!("the packages were not tried: {why}")]);
+    if !geteuid().is_root() {
+        return not_tried("that takes root");
+    }
+    let Some(busybox) = setup::static_busybox() else {
+        return not_tried("there is no static busybox for their scripts (cargo xtask setup)");
     };
     let deb = deb::tried(release, &made.deb, &busybox).context("the .deb, tried")?;
     let rpm = rpm::tried(release, made, &busybox).context("the .rpm, tried")?;

@@ -4,12 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
 
 use super::{CONFIG, HISTORY, MODULES, NEXT, PROGRAM, Trial};
 use crate::dist::{Made, Release, TOOL_LIMIT, packages};
 use crate::exec::Tool;
-use crate::setup::{self, Apt};
+use crate::setup;
 use crate::workspace;
 
 const RPM: &str = "rpm";
@@ -107,32 +106,9 @@ impl Rpm {
                 unpacked: None,
             });
         }
-        let tools = workspace::target_dir().join("tools");
-        let dir = tools.join(RPM);
-        if !dir.is_dir() {
-            println!(
-                "Fetching rpm: unpacked into {}, not installed ...",
-                dir.display()
-            );
-            fs::create_dir_all(&tools).with_context(|| format!("making {}", tools.display()))?;
-            let mut apt = Apt::default();
-            let unpacked = TempDir::new_in(&tools)?;
-            for package in apt.missing_for(RPM)? {
-                apt.unpack(&package, unpacked.path())
-                    .with_context(|| format!("package {package}"))?;
-            }
-            fs::rename(unpacked.keep(), &dir)
-                .with_context(|| format!("making {}", dir.display()))?;
-        }
-        let program = dir.join("usr/bin").join(RPM);
-        ensure!(
-            program.is_file(),
-            "{} is not there: remove {} and run this again",
-            program.display(),
-            dir.display()
-        );
+        let dir = workspace::target_dir().join("tools").join(RPM);
         Ok(Self {
-            program,
+            program: setup::unpacked(RPM, RPM, &dir)?,
             unpacked: Some(dir),
         })
     }
