@@ -89,7 +89,7 @@ pub(super) fn build(release: &Release) -> Result<Vec<File>> {
     for (source, path) in PLAIN {
         tree.copy(&workspace::root().join(source), path, 0o644)?;
     }
-    for page in names(&workspace::root().join("docs"))? {
+    for page in files_beneath(&workspace::root().join("docs"))? {
         let source = workspace::root().join("docs").join(&page);
         tree.copy(&source, &format!("{DOC}/{page}"), 0o644)?;
     }
@@ -145,6 +145,21 @@ impl Tree<'_> {
     }
 }
 
+/// Paths of the files beneath a directory, relative to it: a page has its charts in a folder.
+fn files_beneath(dir: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for name in names(dir)? {
+        let path = dir.join(&name);
+        if path.is_dir() {
+            let beneath = files_beneath(&path)?;
+            files.extend(beneath.into_iter().map(|file| format!("{name}/{file}")));
+        } else {
+            files.push(name);
+        }
+    }
+    Ok(files)
+}
+
 /// Of the files in a directory, sorted.
 fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(super::listing(dir)?
@@ -158,6 +173,15 @@ mod tests {
     use super::*;
 
     const UNITS: &str = "usr/lib/systemd/system";
+
+    #[test]
+    fn pages_are_packed_with_their_charts() -> Result<()> {
+        let docs = files_beneath(&workspace::root().join("docs"))?;
+        for file in ["performance.md", "performance/latency.svg"] {
+            assert!(docs.iter().any(|packed| packed == file), "{file}: {docs:?}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn what_is_packed_is_there_and_the_units_find_it() -> Result<()> {
