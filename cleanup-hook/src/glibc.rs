@@ -11,7 +11,8 @@
 //! here: whoever can load this module has them, since libmesos needs both.
 //!
 //! Functions that a 2.17 does not have: `gettid` and `statx` are made of
-//! `syscall`, and `__cxa_thread_atexit_impl` (weak; hidden, hence null here) is
+//! `syscall` (weak, as std refers to them: link-time optimisation makes one unit of
+//! both), and `__cxa_thread_atexit_impl` (weak; hidden, hence null here) is
 //! what std does without.
 //!
 //! The alternative, `cargo zigbuild` with a target of `….2.17`, does the same with
@@ -64,7 +65,7 @@ global_asm!(
     "",
     // pid_t gettid(void)
     ".hidden gettid",
-    ".globl gettid",
+    ".weak gettid",
     ".type gettid, @function",
     "gettid:",
     "mov edi, 186",
@@ -74,7 +75,7 @@ global_asm!(
     "",
     // int statx(int, const char *, int, unsigned, struct statx *)
     ".hidden statx",
-    ".globl statx",
+    ".weak statx",
     ".type statx, @function",
     "statx:",
     "mov r9, r8",
