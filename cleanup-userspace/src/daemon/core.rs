@@ -245,8 +245,8 @@ impl Core {
                         self.guarded(|core| core.begin_survey(Duration::ZERO));
                     }
                 },
-                Some(message) = self.messages.recv() => self.guarded(|core| core.on_message(message)),
-                Some(request) = feeds.requests.recv() => self.guarded(|core| core.on_request(request)),
+                Some(message) = self.messages.recv() => self.after_exits(|core| core.on_message(message)),
+                Some(request) = feeds.requests.recv() => self.after_exits(|core| core.on_request(request)),
                 Some(question) = self.questions.recv() => self.guarded(|core| core.on_question(question)),
                 Some(change) = feeds.docker.recv() => self.guarded(|core| core.on_docker(change)),
                 _ = tick.tick() => {
@@ -270,6 +270,16 @@ impl Core {
         self.supervisor.stopping();
         let supervisor = Arc::clone(&self.supervisor);
         supervisor.feeding(self.shut_down()).await;
+    }
+
+    /// What ended was written to the ring before a pidfd, a scan or an agent could tell of
+    /// it, but the ring is polled with the loop's other descriptors, and a message is
+    /// there at once. The kernel's word is the one that knows when and how.
+    fn after_exits(&mut self, handle: impl FnOnce(&mut Self)) {
+        for record in self.exits.drain() {
+            self.guarded(|core| core.on_exit(&record));
+        }
+        self.guarded(handle);
     }
 
     /// A defect in one handler must not end the daemon: the survey finds what

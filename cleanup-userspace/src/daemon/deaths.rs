@@ -16,22 +16,25 @@ use crate::registry::{self, AgentIndex, Ended, Launcher, Role, Run, Verdict, cgr
 impl Core {
     pub(super) fn on_exit(&mut self, record: &ExitRecord) {
         self.counters.exits += 1;
-        let Ok(container) = record.container.parse::<ContainerId>() else {
-            self.counters.foreign += 1;
-            self.host.metrics.exit(Role::Foreign);
+        let container = record.container.parse::<ContainerId>().ok();
+        let Some((container, known)) = container.and_then(|container| {
+            let known = self.host.registry().get(container).is_some();
+            (known || self.learn_late(container, record)).then_some((container, known))
+        }) else {
+            let role = match container {
+                Some(container) if self.casebook.knows(container) => Role::Over,
+                _ => Role::Foreign,
+            };
+            self.counters.foreign += u64::from(role == Role::Foreign);
+            self.host.metrics.exit(role);
+            tracing::debug!(
+                container = record.container,
+                pid = record.tgid,
+                role = role.as_str(),
+                "an exit in the cgroup of no living run"
+            );
             return;
         };
-        let known = self.host.registry().get(container).is_some();
-        if !known && !self.learn_late(container, record) {
-            self.counters.foreign += 1;
-            self.host.metrics.exit(if self.casebook.knows(container) {
-                Role::Over
-            } else {
-                Role::Foreign
-            });
-            tracing::debug!(%container, pid = record.tgid, "an exit in the cgroup of an unknown run");
-            return;
-        }
         let ended = Ended::from(record);
         let role = self
             .host

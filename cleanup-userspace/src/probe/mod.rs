@@ -214,7 +214,7 @@ impl Probe {
         };
         // The table first: attached without it, the program would let exits pass.
         let roots = RootWatch::start(specs.clone(), controllers.clone(), roots)?;
-        let stream = ExitStream::new(events, controllers, Arc::clone(roots.known()));
+        let stream = ExitStream::new(events, ring_bytes, controllers, Arc::clone(roots.known()));
         program.attach()?;
         Ok(Self {
             stream,
@@ -246,7 +246,7 @@ impl Probe {
         self.program.detach()
     }
 
-    /// Takes what is in the ring, without waiting.
+    /// Takes what is in the ring, without waiting: at most what it can hold.
     pub fn drain(&mut self) -> Vec<ExitRecord> {
         self.stream.drain()
     }

@@ -19,6 +19,8 @@ pub(super) struct ExitStream {
     /// Tells that there is something in the ring: in the runtime in which it was first waited for.
     ready: Option<AsyncFd<OwnedFd>>,
     decoder: Decoder,
+    /// In records.
+    capacity: usize,
 }
 
 /// Makes records of what the kernel program wrote.
@@ -38,6 +40,7 @@ pub(super) struct Rejected {
 impl ExitStream {
     pub(super) fn new(
         ring: RingBuf<MapData>,
+        ring_bytes: u32,
         controllers: Vec<Option<&'static str>>,
         known: Arc<Known>,
     ) -> Self {
@@ -49,6 +52,7 @@ impl ExitStream {
                 known,
                 rejected: Rejected::default(),
             },
+            capacity: ring_bytes as usize / size_of::<ExitEvent>(),
         }
     }
 
@@ -59,6 +63,7 @@ impl ExitStream {
             ring,
             ready,
             decoder,
+            ..
         } = self;
         let cannot_poll = |e| ProbeError::io("cannot poll the ring buffer", e);
         let ready = match ready {
@@ -81,10 +86,17 @@ impl ExitStream {
         }
     }
 
-    /// Takes what is there.
+    /// Takes what is there: at most what the ring can hold, whoever goes on writing.
     pub(super) fn drain(&mut self) -> Vec<ExitRecord> {
-        let Self { ring, decoder, .. } = self;
-        std::iter::from_fn(|| decoder.take(ring)).collect()
+        let Self {
+            ring,
+            decoder,
+            capacity,
+            ..
+        } = self;
+        std::iter::from_fn(|| decoder.take(ring))
+            .take(*capacity)
+            .collect()
     }
 
     pub(super) fn rejected(&self) -> Rejected {

@@ -151,3 +151,43 @@ fn a_request_for_a_living_executor_changes_nothing() -> Result<()> {
     );
     Ok(())
 }
+
+/// What the kernel says of an end comes first, however much others have to say: it
+/// alone knows the time and the status.
+#[test]
+fn a_flood_of_requests_hides_no_death() -> Result<()> {
+    const BETWEEN_DEATHS: usize = 600;
+    let host = hooked("flood", AgentOptions::default())?;
+    let watcher = host.enforce()?;
+    let neighbour = host.run_pod("neighbour", 1, "")?;
+    let pods = ["a", "b", "c", "d", "e"].map(|task| host.run_pod(task, 1, ""));
+    let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
+    let text = request_text(neighbour.executor.framework_id(), "neighbour");
+    let written = host.scratch.path().join("written");
+    fs::create_dir(&written)?;
+    let names: Vec<_> = (0..BETWEEN_DEATHS * (pods.len() + 1))
+        .map(|number| format!("1-1-{number}.request"))
+        .collect();
+    for name in &names {
+        fs::write(written.join(name), &text)?;
+    }
+    let inbox = Watcher::inbox(&host.scratch);
+    let mut next = pods.iter();
+    for names in names.chunks(BETWEEN_DEATHS) {
+        for name in names {
+            fs::rename(written.join(name), inbox.join(name))?;
+        }
+        if let Some(pod) = next.next() {
+            pod.executor.sigkill_executor()?;
+        }
+    }
+    for pod in &pods {
+        let case = watcher.wait_case(pod.executor.container_id())?;
+        assert_eq!(case["origin"], "kernel", "{case}");
+        assert_eq!(case["status"], "signal 9", "{case}");
+        host.ensure_clean(pod, &case)?;
+    }
+    ensure!(neighbour.executor.executor().alive());
+    assert_eq!(neighbour.executor.running_pod(&host.docker)?.len(), 1);
+    Ok(())
+}
