@@ -155,6 +155,18 @@ pub enum Layout {
     V2,
 }
 
+/// How the kernel schedules the thread that hears of deaths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before everything of normal priority, as long as it is short of work; where
+    /// that is refused, as the rest, with a warning.
+    #[default]
+    Realtime,
+    /// As the rest.
+    Normal,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -206,6 +218,7 @@ pub struct Config {
     /// How long running cases may go on after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub shutdown_deadline: Duration,
+    pub priority: Priority,
     pub log_format: LogFormat,
     /// Shared by the processes of this program: the lock, and by default the
     /// inbox. On a tmpfs, for root alone; made if it is not there.
@@ -315,6 +328,7 @@ impl Default for Config {
             max_inferred_stops: 50,
             reconcile_interval: Duration::from_secs(60),
             shutdown_deadline: Duration::from_secs(15),
+            priority: Priority::default(),
             log_format: LogFormat::default(),
             run_dir: PathBuf::from("/run/compose-cleanup"),
             inbox: None,

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal,
+};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::wait;
 
@@ -110,6 +113,32 @@ impl Process {
                 .any(|one| one == entry.as_bytes())
         })
     }
+}
+
+/// Whether root may have real-time priority here without CAP_SYS_NICE: some machines
+/// keep CAP_SYS_RESOURCE from it.
+pub fn may_raise_priority_limit() -> Result<bool> {
+    let limit = getrlimit(Resource::Rtprio).maximum;
+    let ours = capabilities(None).context("this thread's capabilities")?;
+    Ok(limit.is_none_or(|limit| limit > 0) || ours.effective.contains(CapabilitySet::SYS_RESOURCE))
+}
+
+/// Threads of a process with real-time priority (SCHED_FIFO; proc(5), `policy`).
+pub fn real_time_threads(pid: i32) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let tasks = format!("/proc/{pid}/task");
+    for entry in fs::read_dir(&tasks).context(tasks)? {
+        // A thread that has ended meanwhile.
+        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else {
+            continue;
+        };
+        let (thread, rest) = stat.split_once(' ').context("a thread's number")?;
+        let (_, rest) = rest.rsplit_once(") ").context("a thread's name")?;
+        if rest.split(' ').nth(38).context("a thread's policy")? == "1" {
+            found.push(thread.parse()?);
+        }
+    }
+    Ok(found)
 }
 
 /// Every process of the host at this moment.

@@ -9,7 +9,7 @@ use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{ENFORCE, Host, Probe};
 use cleanup_tests::mesos::agent::AgentOptions;
 use cleanup_tests::mesos::executors::ExecutorView;
-use cleanup_tests::process::Process;
+use cleanup_tests::process::{Process, may_raise_priority_limit};
 use cleanup_tests::scratch::Scratch;
 use cleanup_tests::wait;
 use cleanup_tests::watcher::{AgentPlace, Watcher};
@@ -22,8 +22,10 @@ cleanup_tests::under_each_probe! {
 const SOON: Duration = Duration::from_secs(60);
 const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
 
-fn needed(probe: Probe) -> CapabilitySet {
-    let always = CapabilitySet::DAC_OVERRIDE | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE;
+/// `limited`: real-time priority takes a capability.
+fn needed(probe: Probe, limited: bool) -> CapabilitySet {
+    let mut always = CapabilitySet::DAC_OVERRIDE | CapabilitySet::KILL | CapabilitySet::SYS_PTRACE;
+    always.set(CapabilitySet::SYS_NICE, limited);
     match probe {
         Probe::Ebpf => always | CapabilitySet::BPF | CapabilitySet::PERFMON,
         Probe::Poll => always,
@@ -85,7 +87,7 @@ fn stranger(host: &Host, container_id: &str) -> Result<Process> {
 fn a_daemon_at_work_has_what_it_needs(probe: Probe) -> Result<()> {
     let mut host = Host::start("rights", "1.11.0", AgentOptions::default())?.under(probe);
     let watcher = host.watch(ENFORCE)?;
-    let kept = needed(probe);
+    let kept = needed(probe, !may_raise_priority_limit()?);
     // The main one, the runtime's, and the journal's.
     ensure!(ensure_threads(&watcher, kept)? >= 4);
     let said = watcher.wait_message("capabilities")?;
@@ -141,15 +143,16 @@ fn a_given_bounding_set_is_no_trouble() -> Result<()> {
     let agents = [AgentPlace::nowhere(&scratch)];
     let given = "--bounding-set=-all,+dac_override,+kill,+sys_ptrace,+perfmon,+bpf";
     let wrapper = ["setpriv", "--inh-caps=-all", given];
-    let watcher = Watcher::start_through(&scratch, &docker, &agents, "probe = \"poll\"", &wrapper)?;
+    let options = "probe = \"poll\"\npriority = \"normal\"";
+    let watcher = Watcher::start_through(&scratch, &docker, &agents, options, &wrapper)?;
     watcher.wait_message("capabilities")?;
     let lines = watcher.lines()?;
     let warned = lines.iter().find(|line| line["level"] == "WARN");
     ensure!(warned.is_none(), "{warned:?}");
     let status = fs::read_to_string(format!("/proc/{}/status", watcher.pid()))?;
-    let kept = needed(Probe::Poll).bits();
+    let kept = needed(Probe::Poll, false).bits();
     let (sets, may_gain) = rights(&status)?;
-    let bounding = needed(Probe::Ebpf).bits();
+    let bounding = needed(Probe::Ebpf, false).bits();
     ensure!(
         sets == [0, kept, kept, bounding, 0] && !may_gain,
         "{status}"

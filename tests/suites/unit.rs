@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cleanup_tests::command;
+use cleanup_tests::docker::Dockerd;
 use cleanup_tests::host::{ENFORCE, Host};
 use cleanup_tests::mesos::agent::AgentOptions;
+use cleanup_tests::process::{may_raise_priority_limit, real_time_threads};
 use cleanup_tests::scratch::Scratch;
+use cleanup_tests::wait;
 use cleanup_tests::watcher::{AgentPlace, Watcher};
 
 const UNIT: &str = include_str!("../../deploy/compose-cleanup.service");
 const PAGE: &str = include_str!("../../docs/systemd.md");
 const MESOS: &str = "1.11.0";
+const LIMIT: Duration = Duration::from_secs(60);
 const TOOL: Duration = Duration::from_secs(120);
 /// The exposure that is promised, in tenths.
 const EXPOSURE: &str = "--threshold=35";
@@ -67,8 +71,15 @@ fn its_rights_are_enough() -> Result<()> {
     let pod = host.run_pod("pod", 2, "--ignore-term 1")?;
     let other = host.run_pod("other", 1, "")?;
     let base = host.scratch.path().to_str().context("UTF-8")?;
-    let bounding = bounding_set()?;
-    let wrapper = [
+    let mut bounding = bounding_set()?;
+    let limit = format!("--rtprio={}", setting("LimitRTPRIO")?);
+    let mut wrapper = vec!["prlimit", &limit];
+    if !may_raise_priority_limit()? {
+        println!("no CAP_SYS_RESOURCE here: CAP_SYS_NICE stands in for LimitRTPRIO=");
+        bounding.push_str(",+sys_nice");
+        wrapper.clear();
+    }
+    wrapper.extend([
         "unshare",
         "--mount",
         "--propagation",
@@ -82,11 +93,15 @@ fn its_rights_are_enough() -> Result<()> {
         "--no-new-privs",
         "--inh-caps=-all",
         &bounding,
-    ];
+    ]);
     let agent = AgentPlace::of(&host.agent, &host.scratch);
     let watcher = Watcher::start_through(&host.scratch, &host.docker, &[agent], ENFORCE, &wrapper)?;
     let status = fs::read_to_string(format!("/proc/{}/status", watcher.pid()))?;
     ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
+    ensure!(setting("RestrictRealtime").is_err());
+    wait::try_until(LIMIT, "one thread with real-time priority", || {
+        Ok((real_time_threads(watcher.pid())? == [watcher.pid()]).then_some(()))
+    })?;
     // A run that began before it, and one that it saw begin.
     for pod in [pod, host.run_pod("later", 2, "")?] {
         pod.executor.sigkill_executor()?;
@@ -97,6 +112,32 @@ fn its_rights_are_enough() -> Result<()> {
     ensure!(other.executor.running_pod(&host.docker)?.len() == 1);
     ensure!(watcher.stop()?.success(), "it was not stopped cleanly");
     ensure!(Watcher::journal(&host.scratch).is_file(), "no journal");
+    Ok(())
+}
+
+/// Not wanted, or refused, which is said: it goes on with normal priority.
+#[test]
+fn its_priority_is_normal_where_it_may_not_be_more() -> Result<()> {
+    const REFUSED: &str = "no real-time priority for the thread that hears of deaths: on a busy host \
+                           it does so some milliseconds later (docs/operations.md, \"Priority\")";
+    let bounding = bounding_set()?;
+    let may_not = ["prlimit", "--rtprio=0", "setpriv", &bounding];
+    let cases: [(&str, &str, &[&str], usize); 2] = [
+        ("refused", "priority = \"realtime\"", &may_not, 1),
+        ("normal", "priority = \"normal\"", &[], 0),
+    ];
+    for (name, options, wrapper, refusals) in cases {
+        let scratch = Scratch::new(name)?;
+        let docker = Dockerd::start(&scratch)?;
+        let agents = [AgentPlace::nowhere(&scratch)];
+        let watcher = Watcher::start_through(&scratch, &docker, &agents, options, wrapper)?;
+        if refusals > 0 {
+            watcher.wait_message(REFUSED)?;
+        }
+        assert_eq!(real_time_threads(watcher.pid())?, [0; 0], "{name}");
+        assert_eq!(watcher.said(REFUSED)?.len(), refusals, "{name}");
+        ensure!(watcher.stop()?.success(), "{name}");
+    }
     Ok(())
 }
 

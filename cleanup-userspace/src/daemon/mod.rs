@@ -14,6 +14,7 @@ mod memory;
 mod orders;
 mod place;
 pub(crate) mod preflight;
+mod priority;
 mod privileges;
 mod reload;
 mod supervisor;
@@ -33,10 +34,11 @@ pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
 use self::core::{Core, Feeds};
 use self::place::Place;
+use self::priority::Pace;
 use self::reload::{Reread, Source};
 use self::supervisor::Supervisor;
 use self::turn::Turn;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Priority};
 use crate::journal::{Journal, Unfinished};
 use crate::mesos::{AgentDirs, discover};
 use crate::metrics::{self, Metrics};
@@ -52,7 +54,8 @@ const DISCOVERY: Duration = Duration::from_secs(5);
 pub fn settle_rights(config: &Config) {
     preflight::raise_descriptor_limit();
     probe::raise_limits();
-    privileges::drop_unneeded(config);
+    let limited = config.priority == Priority::Realtime && !priority::raise_limit();
+    privileges::drop_unneeded(config, limited);
 }
 
 /// Runs until SIGTERM or SIGINT. At SIGHUP `source` tells the configuration anew. An
@@ -66,6 +69,7 @@ pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::
     preflight::check()?;
     memory::keep_small();
     let supervisor = Arc::new(Supervisor::from_environment());
+    let priority = config.priority;
     let started = workers.block_on(Box::pin(start(config, source, &supervisor)))?;
     let Some((started, mut stop)) = started else {
         supervisor.stopping();
@@ -77,11 +81,15 @@ pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::
         _control,
         _turn,
     } = started;
+    let pace = Pace::of_this_thread(priority);
+    let (sleeper, woken) = (Arc::clone(&pace), Arc::clone(&pace));
     let own = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(move || sleeper.falls_asleep())
+        .on_thread_unpark(move || woken.awake())
         .build()
         .context("cannot start the loop's runtime")?;
-    own.block_on(core.run(feeds, stop.wait()));
+    own.block_on(core.run(feeds, &pace, stop.wait()));
     Ok(())
 }
 

@@ -32,10 +32,11 @@ const UNPRIVILEGED_PORTS: u16 = 1024;
 /// Gives up every capability that the daemon does not need with this configuration,
 /// of all five sets, and the gaining of others by running a program. Never fails: a
 /// part that is refused is said, and the work goes on with more than it needs.
+/// `limited`: real-time priority is wanted, and takes a capability on this host.
 ///
 /// Must be called before this process has a second thread.
-pub fn drop_unneeded(config: &Config) {
-    match keep_only(config) {
+pub fn drop_unneeded(config: &Config, limited: bool) {
+    match keep_only(config, limited) {
         Ok(kept) => tracing::debug!(capabilities = %Names(kept), "capabilities"),
         Err(error) => tracing::warn!(
             error = %format!("{error:#}"),
@@ -45,9 +46,9 @@ pub fn drop_unneeded(config: &Config) {
 }
 
 /// Returns what is left.
-fn keep_only(config: &Config) -> anyhow::Result<CapabilitySet> {
+fn keep_only(config: &Config, limited: bool) -> anyhow::Result<CapabilitySet> {
     let now = capabilities(None).context("cannot read the capabilities of this process")?;
-    let kept = needed(config, now.permitted) & now.permitted;
+    let kept = needed(config, limited, now.permitted) & now.permitted;
     set_no_new_privs(true).context("cannot set no_new_privs")?;
     match clear_ambient_capability_set() {
         // Before Linux 4.3 there is no such set.
@@ -74,8 +75,11 @@ fn keep_only(config: &Config) -> anyhow::Result<CapabilitySet> {
     Ok(kept)
 }
 
-fn needed(config: &Config, permitted: CapabilitySet) -> CapabilitySet {
+fn needed(config: &Config, limited: bool, permitted: CapabilitySet) -> CapabilitySet {
     let mut needed = ALWAYS;
+    if limited {
+        needed |= CapabilitySet::SYS_NICE;
+    }
     if config.probe != ProbeChoice::Poll {
         needed |= PROBE;
         if !permitted.contains(PROBE) {
@@ -132,7 +136,7 @@ mod tests {
 
     fn kept(text: &str, permitted: CapabilitySet) -> String {
         let config = Config::parse(text, Path::new("f")).unwrap();
-        Names(needed(&config, permitted) & permitted).to_string()
+        Names(needed(&config, false, permitted) & permitted).to_string()
     }
 
     #[test]
@@ -168,6 +172,8 @@ mod tests {
     fn what_it_does_not_have_is_not_taken() {
         let few = CapabilitySet::KILL | CapabilitySet::CHOWN;
         assert_eq!(kept("", few), "CAP_KILL");
+        let nice = CapabilitySet::SYS_NICE;
+        assert_eq!(needed(&Config::default(), true, nice) & nice, nice);
         assert_eq!(kept("", CapabilitySet::empty()), "none");
         // The probe's old right stands in for the two new ones, and only then.
         let old = CapabilitySet::KILL | CapabilitySet::SYS_ADMIN;
@@ -184,7 +190,7 @@ mod tests {
             return;
         }
         let left = std::thread::spawn(|| {
-            let kept = keep_only(&Config::default()).unwrap();
+            let kept = keep_only(&Config::default(), false).unwrap();
             let now = capabilities(None).unwrap();
             assert_eq!(
                 (now.permitted, now.inheritable),
@@ -195,7 +201,7 @@ mod tests {
             assert!(bounds(CapabilitySet::KILL) && !bounds(CapabilitySet::SYS_ADMIN));
             assert!(rustix::thread::no_new_privs().unwrap());
             // Again: nothing is left to do.
-            assert_eq!(keep_only(&Config::default()).unwrap(), kept);
+            assert_eq!(keep_only(&Config::default(), false).unwrap(), kept);
         });
         left.join().unwrap();
         assert_eq!(capabilities(None).unwrap().permitted, had);

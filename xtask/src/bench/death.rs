@@ -42,8 +42,8 @@ impl Probe {
 pub(super) enum Condition {
     Idle,
     Storm,
-    /// The storm, and the daemon's loop has real-time priority: nothing of ours asks for it.
-    RealTime,
+    /// The storm, and `priority = "normal"`.
+    StormAsTheRest,
 }
 
 impl Condition {
@@ -51,7 +51,7 @@ impl Condition {
         match self {
             Self::Idle => "idle",
             Self::Storm => "fork storm",
-            Self::RealTime => "fork storm, real-time loop",
+            Self::StormAsTheRest => "fork storm, normal priority",
         }
     }
 

@@ -37,18 +37,15 @@ const BARE_LIMIT: Duration = Duration::from_secs(300);
 /// The trace event follows what it tells of.
 const SIGTERM: Duration = Duration::from_secs(30);
 const GRACE: &str = "10s";
-/// Of so many deaths under the storm there is one with real-time priority.
-const REAL_TIME_SHARE: usize = 5;
-/// `chrt` only asks the kernel.
-const CHRT: Duration = Duration::from_secs(10);
+/// Of so many deaths under the storm there is one with normal priority.
+const NORMAL_SHARE: usize = 5;
 
 /// Measure from an executor's exit to the stop request, the pod's end and a clean host
 ///
 /// Kills executors with SIGKILL, one by one, each with a pod of one container,
 /// first on an idle host, then while shells on every CPU start programs as fast
-/// as they can; then a fifth as many once more, with real-time priority for the
-/// thread of the daemon that reads the kernel's ring. The daemon's own figures are relative to the kernel's time of
-/// the exit. The end of a container is when its first process has ended (pidfd),
+/// as they can; then a fifth as many once more with `priority = "normal"`. The daemon's
+/// own figures are relative to the kernel's time of the exit. The end of a container is when its first process has ended (pidfd),
 /// counted from our SIGKILL to the executor; it includes Docker's own time. When
 /// SIGTERM reached that process is the kernel's trace to say.
 ///
@@ -157,8 +154,8 @@ fn part(args: &Args) -> Result<Part> {
         (Condition::Idle, deaths, *storm_only),
         (Condition::Storm, deaths, *idle_only),
         (
-            Condition::RealTime,
-            deaths.div_ceil(REAL_TIME_SHARE),
+            Condition::StormAsTheRest,
+            deaths.div_ceil(NORMAL_SHARE),
             *idle_only,
         ),
     ];
@@ -189,8 +186,12 @@ impl Bench {
     fn series(&self, condition: Condition, count: usize) -> Result<Series> {
         let Self { agents, probe, .. } = self;
         let probe_name = probe.name();
+        let priority = match condition {
+            Condition::Idle | Condition::Storm => "realtime",
+            Condition::StormAsTheRest => "normal",
+        };
         let options = format!(
-            "probe = {probe_name:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
+            "probe = {probe_name:?}\npriority = {priority:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
         );
         let watcher = Watcher::start(
             agents.scratch(),
@@ -198,14 +199,6 @@ impl Bench {
             &[agents.place()],
             &options,
         )?;
-        if condition == Condition::RealTime {
-            // The loop has the first thread for itself.
-            let thread = watcher.pid().to_string();
-            Tool::new("chrt", CHRT)
-                .args(["--fifo", "--pid", "1", &thread])
-                .read()
-                .context("real-time priority: chrt is a part of util-linux")?;
-        }
         let mut cases = Cases::of(&watcher)?;
         let mut deaths = Vec::with_capacity(count);
         let (mut direct, mut bare) = (Vec::new(), Vec::new());
@@ -223,7 +216,7 @@ impl Bench {
             idle.push(idle_share(CALM)?);
             let storm = match condition {
                 Condition::Idle => None,
-                Condition::Storm | Condition::RealTime => {
+                Condition::Storm | Condition::StormAsTheRest => {
                     let storm = Storm::begin(agents.scratch())?;
                     wait::holds(CALM, "the storm to rage", || true)?;
                     Some(storm)

@@ -80,10 +80,10 @@ const FACTS: [Fact; 9] = [
 ];
 
 /// Where there is such a series.
-const REAL_TIME: (&str, &str) = (
-    "real-time loop",
-    "the daemon's thread that reads the kernel's ring had SCHED_FIFO, priority 1 (chrt); the \
-     others, which talk to Docker, had not",
+const NORMAL: (&str, &str) = (
+    "normal priority",
+    "priority = \"normal\"; otherwise the daemon's thread that reads the kernel's ring has \
+     real-time priority, as it is by default. Its others, which talk to Docker, never have",
 );
 
 const NOTES: [(&str, &str); 8] = [
@@ -167,14 +167,14 @@ pub(super) fn part(agent: &str, machine: &Machine, all: &[Series]) -> Part {
         .iter()
         .any(|series| series.condition.is_storm())
         .then_some(("fork storm", storm.as_str()));
-    let real_time = all
+    let normal = all
         .iter()
-        .any(|series| series.condition == Condition::RealTime)
-        .then_some(REAL_TIME);
+        .any(|series| series.condition == Condition::StormAsTheRest)
+        .then_some(NORMAL);
     let mut notes: Vec<String> = NOTES
         .into_iter()
         .chain(storm)
-        .chain(real_time)
+        .chain(normal)
         .map(|(name, meaning)| format!("*{name}*: {meaning}."))
         .collect();
     let busy = all.iter().filter(|series| series.host_idle < QUIET);
@@ -203,9 +203,9 @@ pub(super) fn part(agent: &str, machine: &Machine, all: &[Series]) -> Part {
     }
 }
 
-/// None for the real-time loop, which is tried out, and not what operators get.
+/// None for what is not the default.
 fn goals(series: &Series) -> Vec<Goal> {
-    if series.condition == Condition::RealTime {
+    if series.condition == Condition::StormAsTheRest {
         return Vec::new();
     }
     let condition = series.condition.name();
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(met(&storm), [false, true]);
         let lossy = Series { lost: 1, ..storm };
         assert_eq!(met(&lossy), [false, false]);
-        assert!(met(&series(Condition::RealTime, 0.1)).is_empty());
+        assert!(met(&series(Condition::StormAsTheRest, 0.1)).is_empty());
     }
 
     #[test]
