@@ -355,7 +355,7 @@ impl Default for DockerConfig {
 impl Default for EbpfConfig {
     fn default() -> Self {
         Self {
-            ring_bytes: 1 << 20,
+            ring_bytes: 1 << 19,
             kernel_log: false,
         }
     }

@@ -81,6 +81,7 @@ pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::
         _control,
         _turn,
     } = started;
+    memory::unmap_text();
     let pace = Pace::of_this_thread(priority);
     let (sleeper, woken) = (Arc::clone(&pace), Arc::clone(&pace));
     let own = tokio::runtime::Builder::new_current_thread()

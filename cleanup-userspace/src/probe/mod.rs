@@ -65,7 +65,7 @@ impl Default for ProbeOptions {
     fn default() -> Self {
         Self {
             roots: Vec::new(),
-            ring_bytes: 1 << 20,
+            ring_bytes: 1 << 19,
             kernel_log: false,
         }
     }

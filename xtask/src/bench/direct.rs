@@ -30,17 +30,29 @@ impl Direct {
 
     /// Stops a container; when the request began, CLOCK_MONOTONIC in seconds.
     pub(super) fn stop(&mut self, id: &str) -> Result<f64> {
+        self.warm()?;
+        wait::holds(REST, "Docker at rest", || true)?;
+        let began = clock_gettime(ClockId::Monotonic);
+        self.stop_warm(id)?;
+        Ok(began.tv_sec as f64 + began.tv_nsec as f64 / 1e9)
+    }
+
+    /// Docker is ready for a request of this connection.
+    pub(super) fn warm(&mut self) -> Result<()> {
         // Docker has nothing to read of a new connection, either, and is at rest then as it
         // is when an executor dies.
-        self.exchange("GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n", "\r\n\r\nOK")?;
-        wait::holds(REST, "Docker at rest", || true)?;
+        self.exchange("GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n", "\r\n\r\nOK")
+            .map(drop)
+    }
+
+    /// Stops a container.
+    pub(super) fn stop_warm(&mut self, id: &str) -> Result<()> {
         let request = format!(
             "POST /containers/{id}/stop?t=10 HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n"
         );
-        let began = clock_gettime(ClockId::Monotonic);
         let answer = self.exchange(&request, "\r\n\r\n")?;
         ensure!(answer.starts_with("HTTP/1.1 204 "), "a stop: {answer}");
-        Ok(began.tv_sec as f64 + began.tv_nsec as f64 / 1e9)
+        Ok(())
     }
 
     /// `end`: of the whole answer.
