@@ -124,6 +124,7 @@ fn executor_without_a_pod(probe: Probe) -> Result<()> {
     let host = Host::start("nopod", MESOS, AgentOptions::default())?.under(probe);
     let watcher = host.enforce()?;
     let pod = host.run_pod("pod", 0, "--no-pod")?;
+    watcher.wait_executor_learnt(pod.executor.container_id())?;
     let bystander =
         host.docker
             .docker(&["run", "-d", "--network=none", "pod:test", "sleep", "1000"])?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -10,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{ContainerId, RuntimeDir};
 
-/// How long to wait for a runtime directory that does not exist (any more).
+/// How long to wait for a runtime directory that cannot be watched (any more).
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A container directory came or went.
@@ -31,7 +32,14 @@ pub async fn watch_runtime_dir(dir: RuntimeDir, changes: mpsc::UnboundedSender<R
     while !changes.is_closed() {
         match follow(&dir, &mut known, &changes).await {
             Ok(()) => complained = false,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // An agent makes it for its first container.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tokio::select! {
+                    () = until_made(dir.containers()) => {}
+                    () = changes.closed() => {}
+                }
+                continue;
+            }
             Err(error) if !complained => {
                 tracing::warn!(dir = %dir.containers().display(), %error, "cannot watch the runtime directory; trying on");
                 complained = true;
@@ -43,6 +51,29 @@ pub async fn watch_runtime_dir(dir: RuntimeDir, changes: mpsc::UnboundedSender<R
             () = changes.closed() => {}
         }
     }
+}
+
+/// Until a directory may have been made: that is tried again after a while anyway.
+async fn until_made(dir: &Path) {
+    let told = async {
+        if told_when_made(dir).await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let _ = tokio::time::timeout(RETRY, told).await;
+}
+
+/// When its parent says that a directory is there. `None`: that cannot be watched.
+async fn told_when_made(dir: &Path) -> Option<()> {
+    let inotify = Inotify::init().ok()?;
+    let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
+    inotify.watches().add(dir.parent()?, mask).ok()?;
+    let mut events = inotify.into_event_stream(vec![0; 4096]).ok()?;
+    // Watch first, look second.
+    while !dir.try_exists().ok()? {
+        events.next().await?.ok()?;
+    }
+    Some(())
 }
 
 /// Watches until the directory itself goes away or events were lost.
@@ -118,6 +149,26 @@ async fn follow(
 mod tests {
     use super::*;
     use std::fs;
+
+    #[tokio::test]
+    async fn the_directory_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("containers");
+        let told = tokio::spawn({
+            let dir = dir.clone();
+            async move { told_when_made(&dir).await }
+        });
+        fs::write(temp.path().join("something else"), "").unwrap();
+        tokio::task::yield_now().await;
+        assert!(!told.is_finished());
+        fs::create_dir(&dir).unwrap();
+        assert_eq!(told.await.unwrap(), Some(()));
+        // It is there already, or there is nothing to watch.
+        assert_eq!(told_when_made(&dir).await, Some(()));
+        let nowhere = temp.path().join("nowhere/containers");
+        assert_eq!(told_when_made(&nowhere).await, None);
+        until_made(&nowhere).await;
+    }
 
     #[tokio::test]
     async fn reports_what_was_there_what_comes_and_what_goes() {
