@@ -1,7 +1,7 @@
 //! The priority of the thread that hears of deaths.
 //!
 //! On a busy host an exit waits for a CPU longer than for anything else: with normal
-//! priority 5 ms at p99 in a storm of forks on every CPU, with real-time priority 0.2 ms
+//! priority 3 ms at p99 in a storm of forks on every CPU, with real-time priority 0.2 ms
 //! (`cargo xtask bench latency`). The thread sleeps between exits, and a handler takes
 //! microseconds; yet whoever can make it work without end, a container that forks for
 //! instance, must not take a CPU from everybody by it. So it steps down to normal
