@@ -14,7 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 use super::agents::follow_agent;
 use super::casebook::Casebook;
 use super::orders::Orders;
-use super::priority::Pace;
+use super::priority::ThreadPriority;
 use super::reload::{self, Reread};
 use super::supervisor::Supervisor;
 use super::surveyor::{SECOND_LOOK, Surveyor};
@@ -205,7 +205,12 @@ impl Core {
 
     /// Watches until `stop` completes, in whatever runtime: what it starts runs where it
     /// was made. Inquiries come last: whoever asks much waits for the rest.
-    pub async fn run(mut self, mut feeds: Feeds, pace: &Pace, stop: impl Future<Output = ()>) {
+    pub async fn run(
+        mut self,
+        mut feeds: Feeds,
+        priority: &ThreadPriority,
+        stop: impl Future<Output = ()>,
+    ) {
         let pause = self.supervisor.longest_pause();
         let within = |tick: Duration| pause.map_or(tick, |pause| pause.min(tick));
         let mut tick = interval(within(TICK));
@@ -220,7 +225,7 @@ impl Core {
             // wait behind a flood of exits.
             self.supervisor.alive();
             self.host.metrics.turned();
-            pace.at_work();
+            priority.at_work();
             if quiet && self.handled != handled_before {
                 quiet = false;
                 tick.reset_after(within(TICK));

@@ -34,7 +34,7 @@ pub use self::alone::plan_alone;
 pub use self::clean::{CleanOptions, CleanOutcome, HandOutcome, clean_by_hand, clean_from_inbox};
 use self::core::{Core, Feeds};
 use self::place::Place;
-use self::priority::Pace;
+use self::priority::ThreadPriority;
 use self::reload::{Reread, Source};
 use self::supervisor::Supervisor;
 use self::turn::Turn;
@@ -82,15 +82,15 @@ pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::
         _turn,
     } = started;
     memory::unmap_text();
-    let pace = Pace::of_this_thread(priority);
-    let (sleeper, woken) = (Arc::clone(&pace), Arc::clone(&pace));
+    let priority = ThreadPriority::of_this_thread(priority);
+    let (sleeper, woken) = (Arc::clone(&priority), Arc::clone(&priority));
     let own = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(move || sleeper.falls_asleep())
         .on_thread_unpark(move || woken.awake())
         .build()
         .context("cannot start the loop's runtime")?;
-    own.block_on(core.run(feeds, &pace, stop.wait()));
+    own.block_on(core.run(feeds, &priority, stop.wait()));
     Ok(())
 }
 

@@ -52,7 +52,7 @@ enum Policy {
 
 /// The priority of one thread, which does all the calls.
 #[derive(Debug)]
-pub struct Pace {
+pub struct ThreadPriority {
     /// Whether it has real-time priority when it is not at work for long.
     real_time: bool,
     stepped_down: AtomicBool,
@@ -61,7 +61,7 @@ pub struct Pace {
     set: fn(Policy) -> io::Result<()>,
 }
 
-impl Pace {
+impl ThreadPriority {
     /// Of the calling thread. A refusal is said once, and the priority stays normal.
     pub fn of_this_thread(priority: Priority) -> Arc<Self> {
         Arc::new(Self::new(priority, set_policy))
@@ -158,23 +158,23 @@ mod tests {
     #[test]
     fn steps_down_when_it_never_sleeps_and_up_when_it_does() {
         std::thread::spawn(|| {
-            let pace = Pace::of_this_thread(Priority::Realtime);
-            if !pace.real_time {
+            let priority = ThreadPriority::of_this_thread(Priority::Realtime);
+            if !priority.real_time {
                 println!("no right to real-time priority");
                 return;
             }
             assert_eq!(policy(), libc::SCHED_FIFO);
             let inherited = std::thread::spawn(policy).join().unwrap();
             assert_eq!(inherited, libc::SCHED_OTHER);
-            let since = pace.awake_ns.load(Ordering::Relaxed);
-            pace.at_work_at(since + RUN_NS - 1);
+            let since = priority.awake_ns.load(Ordering::Relaxed);
+            priority.at_work_at(since + RUN_NS - 1);
             assert_eq!(policy(), libc::SCHED_FIFO);
-            pace.at_work_at(since + RUN_NS);
+            priority.at_work_at(since + RUN_NS);
             assert_eq!(policy(), libc::SCHED_OTHER);
-            pace.falls_asleep();
+            priority.falls_asleep();
             assert_eq!(policy(), libc::SCHED_FIFO);
-            pace.awake();
-            pace.at_work_at(since + RUN_NS);
+            priority.awake();
+            priority.at_work_at(since + RUN_NS);
             assert_eq!(policy(), libc::SCHED_FIFO);
         })
         .join()
@@ -185,15 +185,15 @@ mod tests {
     fn what_is_not_wanted_or_refused_is_left_as_it_is() {
         let refused = |_| Err(io::Error::from(io::ErrorKind::PermissionDenied));
         let never = |policy| panic!("{policy:?} was asked for");
-        for pace in [
-            Pace::new(Priority::Realtime, refused),
-            Pace::new(Priority::Normal, never),
+        for priority in [
+            ThreadPriority::new(Priority::Realtime, refused),
+            ThreadPriority::new(Priority::Normal, never),
         ] {
-            assert!(!pace.real_time);
-            pace.awake_ns.store(0, Ordering::Relaxed);
-            pace.at_work();
-            pace.falls_asleep();
-            pace.awake();
+            assert!(!priority.real_time);
+            priority.awake_ns.store(0, Ordering::Relaxed);
+            priority.at_work();
+            priority.falls_asleep();
+            priority.awake();
         }
     }
 }

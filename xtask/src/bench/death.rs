@@ -43,7 +43,7 @@ pub(super) enum Condition {
     Idle,
     Storm,
     /// The storm, and `priority = "normal"`.
-    StormAsTheRest,
+    StormNormalPriority,
 }
 
 impl Condition {
@@ -51,7 +51,7 @@ impl Condition {
         match self {
             Self::Idle => "idle",
             Self::Storm => "fork storm",
-            Self::StormAsTheRest => "fork storm, normal priority",
+            Self::StormNormalPriority => "fork storm, normal priority",
         }
     }
 

@@ -44,10 +44,11 @@ const NORMAL_SHARE: usize = 5;
 ///
 /// Kills executors with SIGKILL, one by one, each with a pod of one container,
 /// first on an idle host, then while shells on every CPU start programs as fast
-/// as they can; then a fifth as many once more with `priority = "normal"`. The daemon's
-/// own figures are relative to the kernel's time of the exit. The end of a container is when its first process has ended (pidfd),
-/// counted from our SIGKILL to the executor; it includes Docker's own time. When
-/// SIGTERM reached that process is the kernel's trace to say.
+/// as they can; then a fifth as many once more with `priority = "normal"`. The
+/// daemon's own figures are relative to the kernel's time of the exit. The end of a
+/// container is when its first process has ended (pidfd), counted from our SIGKILL
+/// to the executor; it includes Docker's own time. When SIGTERM reached that process
+/// is the kernel's trace to say.
 ///
 /// By turns with the deaths, to compare with: the same stop request made directly,
 /// on a connection that is warm already, and what a bare loader takes to learn of an
@@ -154,7 +155,7 @@ fn part(args: &Args) -> Result<Part> {
         (Condition::Idle, deaths, *storm_only),
         (Condition::Storm, deaths, *idle_only),
         (
-            Condition::StormAsTheRest,
+            Condition::StormNormalPriority,
             deaths.div_ceil(NORMAL_SHARE),
             *idle_only,
         ),
@@ -188,7 +189,7 @@ impl Bench {
         let probe_name = probe.name();
         let priority = match condition {
             Condition::Idle | Condition::Storm => "realtime",
-            Condition::StormAsTheRest => "normal",
+            Condition::StormNormalPriority => "normal",
         };
         let options = format!(
             "probe = {probe_name:?}\npriority = {priority:?}\nmode = \"enforce\"\ngrace = \"{GRACE}\"\nsettle = \"100ms\""
@@ -216,7 +217,7 @@ impl Bench {
             idle.push(idle_share(CALM)?);
             let storm = match condition {
                 Condition::Idle => None,
-                Condition::Storm | Condition::StormAsTheRest => {
+                Condition::Storm | Condition::StormNormalPriority => {
                     let storm = Storm::begin(agents.scratch())?;
                     wait::holds(CALM, "the storm to rage", || true)?;
                     Some(storm)

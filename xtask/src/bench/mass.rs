@@ -413,8 +413,8 @@ fn report(args: &Args, ours: &[Ours], hook: &[End], docker: &[End]) -> Result<Pa
     let our_clean = clean(&mut our_ends.iter().copied());
     let hook_clean = clean(&mut hook.iter());
     let ratio = ratio_of_medians(&hook_clean, &our_clean).context("no rounds")?;
-    let bound = ratio_of_medians(&hook_clean, &clean(&mut docker.iter()));
-    let bound = format!("{:.1}", bound.context("no rounds")?);
+    let docker_clean = clean(&mut docker.iter());
+    let bound = ratio_of_medians(&hook_clean, &docker_clean).context("no rounds")?;
     let mut ends = Table::new(["by", "round", "all stopped, s", "clean, s", "cgroups left"]);
     for (by, all) in [
         ("compose-cleanup", our_ends),
@@ -516,10 +516,11 @@ fn report(args: &Args, ours: &[Ours], hook: &[End], docker: &[End]) -> Result<Pa
              the hook gives them, can leave most of them and exit with 0 (so does cgroup-tools 2.0 on a \
              hybrid host). They are clean then only in the hook's own eyes."
                 .to_owned(),
-            "*Docker alone*: one stop request for each container, all at once on connections that \
-             are warm, and nothing else; *clean* is its last answer. Whoever asks Docker cannot be \
-             faster: beside the hook's steps that is BOUND ×."
-                .replace("BOUND", &bound),
+            format!(
+                "*Docker alone*: one stop request for each container, all at once on connections that \
+                 are warm, and nothing else; *clean* is its last answer. Whoever asks Docker cannot be \
+                 faster: beside the hook's steps that is {bound:.1} ×."
+            ),
             "The hook is timed from the deaths. A real agent calls it last, when the framework has \
              acknowledged every status update."
                 .to_owned(),

@@ -169,7 +169,7 @@ pub(super) fn part(agent: &str, machine: &Machine, all: &[Series]) -> Part {
         .then_some(("fork storm", storm.as_str()));
     let normal = all
         .iter()
-        .any(|series| series.condition == Condition::StormAsTheRest)
+        .any(|series| series.condition == Condition::StormNormalPriority)
         .then_some(NORMAL);
     let mut notes: Vec<String> = NOTES
         .into_iter()
@@ -205,7 +205,7 @@ pub(super) fn part(agent: &str, machine: &Machine, all: &[Series]) -> Part {
 
 /// None for what is not the default.
 fn goals(series: &Series) -> Vec<Goal> {
-    if series.condition == Condition::StormAsTheRest {
+    if series.condition == Condition::StormNormalPriority {
         return Vec::new();
     }
     let condition = series.condition.name();
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(met(&storm), [false, true]);
         let lossy = Series { lost: 1, ..storm };
         assert_eq!(met(&lossy), [false, false]);
-        assert!(met(&series(Condition::StormAsTheRest, 0.1)).is_empty());
+        assert!(met(&series(Condition::StormNormalPriority, 0.1)).is_empty());
     }
 
     #[test]
