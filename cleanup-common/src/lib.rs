@@ -59,36 +59,60 @@ pub struct ExitEvent {
 /// A cgroup's name, padded with NUL.
 pub type Name = [u64; NAME_BYTES / size_of::<u64>()];
 
-/// The ids of the roots' directories. User space rewrites it at run time.
+/// The roots' directories. User space rewrites it at run time.
 ///
 /// A slot whose root has no directory there now holds [`NO_ROOT`]; behind the last one in use comes
 /// [`END_OF_ROOTS`], so that an exit of no interest is not compared with roots that nobody has.
 ///
-/// A slot is used in one of the two tables only: ids are unique within a hierarchy, not across.
+/// A slot is used in one of the two layouts only: ids are unique within a hierarchy, not across.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct RootTable {
     /// Roots in the freezer hierarchy.
-    pub v1: [u64; MAX_ROOTS],
+    pub v1: Roots,
     /// Roots in the default hierarchy.
-    pub v2: [u64; MAX_ROOTS],
+    pub v2: Roots,
 }
 
-/// See [`RootTable`]. No directory has it.
+/// The roots in one hierarchy, by slot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Roots {
+    /// Addresses of their `struct cgroup_subsys_state`, or [`ANY_CSS`]. An exit elsewhere is
+    /// dismissed by these; that one is in a root is decided by its id.
+    pub css: [u64; MAX_ROOTS],
+    /// Ids of their directories.
+    pub ids: [u64; MAX_ROOTS],
+}
+
+/// See [`RootTable`]. No directory has it, and no structure.
 pub const NO_ROOT: u64 = u64::MAX;
 /// See [`RootTable`]. No directory has it, and a failed load gives it.
 pub const END_OF_ROOTS: u64 = 0;
+/// A structure that is not known: every one may be it.
+pub const ANY_CSS: u64 = 1;
+
+impl Roots {
+    /// Without directories, of so many slots.
+    #[must_use]
+    pub fn of(slots: usize) -> Self {
+        let mut roots = Self::default();
+        for id in roots.ids.iter_mut().take(slots) {
+            *id = NO_ROOT;
+        }
+        roots.css = roots.ids;
+        roots
+    }
+}
 
 impl RootTable {
     /// A table without directories, of so many slots.
     #[must_use]
     pub fn of(slots: usize) -> Self {
-        let mut table = Self::default();
-        for id in table.v1.iter_mut().take(slots) {
-            *id = NO_ROOT;
+        Self {
+            v1: Roots::of(slots),
+            v2: Roots::of(slots),
         }
-        table.v2 = table.v1;
-        table
     }
 }
 
@@ -101,6 +125,20 @@ pub struct Tops {
     pub freezer_css: u64,
     /// `struct cgroup` of the default hierarchy.
     pub unified_cgroup: u64,
+}
+
+/// Which directory's structures are wanted, and what they are: 0 where they were not found.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct Directory {
+    /// Descriptor of whoever asks.
+    pub fd: u64,
+    /// The id that it must have.
+    pub id: u64,
+    /// `struct cgroup_subsys_state` of the freezer.
+    pub freezer_css: u64,
+    /// `struct cgroup_subsys_state` that is part of `struct cgroup`.
+    pub unified_css: u64,
 }
 
 /// What stands in the program's instructions for [`Tops::freezer_css`] until the loader writes it.
@@ -183,6 +221,14 @@ offsets! {
     css_set_dfl_cgrp
     /// `cgroup_subsys_state.cgroup`
     css_cgroup
+    /// `cgroup_subsys_state.parent`
+    css_parent
+    /// `cgroup.self`
+    cgroup_self
+    /// `cgroup.self.parent`
+    cgroup_self_parent
+    /// `cgroup.subsys[freezer_cgrp_id]`
+    cgroup_freezer
     /// `cgroup.kn`
     cgroup_kn
     /// `kernfs_node.id`
@@ -191,6 +237,18 @@ offsets! {
     kn_name
     /// `kernfs_node.__parent`, before 6.15 `parent`
     kn_parent
+    /// `kernfs_node.priv`
+    kn_priv
+    /// `task_struct.files`
+    task_files
+    /// `files_struct.fdt`
+    files_fdt
+    /// `fdtable.fd`
+    fdt_fd
+    /// `file.f_inode`
+    file_inode
+    /// `inode.i_private`
+    inode_private
 }
 
 /// Why the program lost a record, or sent one with a reservation: index into its counters.
@@ -214,7 +272,7 @@ impl Loss {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{ExitEvent, RootTable, Tops};
+    use super::{Directory, ExitEvent, RootTable, Tops};
 
     // SAFETY: `repr(C)`, made of integers only, and without padding (asserted below).
     unsafe impl aya::Pod for ExitEvent {}
@@ -222,6 +280,8 @@ mod pod {
     unsafe impl aya::Pod for RootTable {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tops {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Directory {}
 }
 
 // The kernel reserves ring buffer records at 8 byte boundaries.
@@ -237,7 +297,9 @@ const _: () = assert!(offset_of!(ExitEvent, hierarchies) == 40);
 const _: () = assert!(offset_of!(ExitEvent, reserved) == 44);
 const _: () = assert!(offset_of!(ExitEvent, container) == 48);
 const _: () = assert!(size_of::<Name>() == NAME_BYTES);
-const _: () = assert!(size_of::<RootTable>() == 128 && offset_of!(RootTable, v2) == 64);
+const _: () = assert!(size_of::<RootTable>() == 256 && offset_of!(RootTable, v2) == 128);
+const _: () = assert!(size_of::<Roots>() == 128 && offset_of!(Roots, ids) == 64);
+const _: () = assert!(size_of::<Directory>() == 32 && offset_of!(Directory, unified_css) == 24);
 const _: () = assert!(size_of::<Tops>() == 16 && offset_of!(Tops, unified_cgroup) == 8);
 // A load's offset has 15 bits for what is not negative, and an index adds less than a step.
 const _: () = assert!(offset_mark(size_of::<Offsets>()) < 0x8000);

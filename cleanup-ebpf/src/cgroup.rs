@@ -4,8 +4,8 @@ use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use cleanup_common::{
-    END_OF_ROOTS, FREEZER_TOP_MARK, LEAF, Loss, MAX_ROOTS, MAX_SUBSYSTEMS, NAME_BYTES, Name,
-    UNIFIED_BIT, UNIFIED_TOP_MARK,
+    ANY_CSS, END_OF_ROOTS, FREEZER_TOP_MARK, LEAF, Loss, MAX_ROOTS, MAX_SUBSYSTEMS, NAME_BYTES,
+    Name, UNIFIED_BIT, UNIFIED_TOP_MARK,
 };
 
 use crate::{
@@ -16,16 +16,30 @@ use crate::{
 /// [`cleanup_common::RootTable`], which user space rewrites whenever a root comes or goes. In a
 /// section of its own, so that nothing else is rewritten with it.
 #[repr(C)]
+struct RootTable {
+    v1: Roots,
+    v2: Roots,
+}
+
+/// [`cleanup_common::Roots`]
+#[repr(C)]
 struct Roots {
-    v1: [SharedWord; MAX_ROOTS],
-    v2: [SharedWord; MAX_ROOTS],
+    css: [SharedWord; MAX_ROOTS],
+    ids: [SharedWord; MAX_ROOTS],
+}
+
+impl Roots {
+    const NONE: Self = Self {
+        css: [const { SharedWord::new(END_OF_ROOTS) }; MAX_ROOTS],
+        ids: [const { SharedWord::new(END_OF_ROOTS) }; MAX_ROOTS],
+    };
 }
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.roots")]
-static ROOTS: Roots = Roots {
-    v1: [const { SharedWord::new(0) }; MAX_ROOTS],
-    v2: [const { SharedWord::new(0) }; MAX_ROOTS],
+static ROOTS: RootTable = RootTable {
+    v1: Roots::NONE,
+    v2: Roots::NONE,
 };
 
 /// How many controllers this kernel has: written by the loader, and frozen before the program is
@@ -144,11 +158,14 @@ impl CssSet {
         if css.address() == FREEZER_TOP_MARK {
             return None;
         }
+        if !may_be_root(&ROOTS.v1.css, css.load_u64(offset!(css_parent))) {
+            return None;
+        }
         let node = css.follow(offset!(css_cgroup)).map(Cgroup)?.node()?;
         Some(Container {
             node,
             layout: Layout::V1,
-            root: slot(&ROOTS.v1, node.parent()?.id())?,
+            root: slot(&ROOTS.v1.ids, node.parent()?.id())?,
         })
     }
 
@@ -158,15 +175,36 @@ impl CssSet {
         if cgroup.0.address() == UNIFIED_TOP_MARK {
             return None;
         }
+        let container = cgroup.0.follow(offset!(cgroup_self_parent))?;
+        if !may_be_root(&ROOTS.v2.css, container.load_u64(offset!(css_parent))) {
+            return None;
+        }
         let leaf = cgroup.node()?;
         let node = leaf.parent()?;
-        let root = slot(&ROOTS.v2, node.parent()?.id())?;
+        let root = slot(&ROOTS.v2.ids, node.parent()?.id())?;
         leaf.is_leaf().then_some(Container {
             node,
             layout: Layout::V2,
             root,
         })
     }
+}
+
+/// Whether the parent of a cgroup is one of the roots, as far as these are known. It lies where the
+/// cgroup's own structure does; its id is three pointers, and as many cache lines, away.
+#[inline(always)]
+fn may_be_root(table: &[SharedWord; MAX_ROOTS], parent: u64) -> bool {
+    for css in table {
+        let css = css.load();
+        // Also what a failed load gives.
+        if css == END_OF_ROOTS {
+            return false;
+        }
+        if css == parent || css == ANY_CSS {
+            return true;
+        }
+    }
+    false
 }
 
 /// The slot of the root with this id.

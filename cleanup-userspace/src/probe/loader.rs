@@ -7,12 +7,12 @@ use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError, ProgramInfo, tp_btf::BtfTracePointLinkId},
 };
-use cleanup_common::{RootTable, TRACEPOINT};
+use cleanup_common::{RootTable, TRACEPOINT, Tops};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     GroupDeadSource, Layout, MAX_ROOTS, ProbeError, ProbeOptions, ProgramSize, btf::Btf,
-    offsets::Kernel, patch::patch, roots, tops,
+    landmarks::Landmarks, offsets::Kernel, patch::patch, roots,
 };
 
 /// Built by build.rs.
@@ -50,6 +50,8 @@ pub(super) struct Loaded {
     pub(super) group_dead: GroupDeadSource,
     /// Whether it knows the tops of the hierarchies.
     pub(super) top_known: bool,
+    /// `None`: this kernel does not let anybody look.
+    pub(super) landmarks: Option<Landmarks>,
     pub(super) size: ProgramSize,
 }
 
@@ -119,7 +121,15 @@ pub(super) fn load(
     let mut loader = EbpfLoader::new();
     // Nothing of ours has relocations, and what `new` read takes 20 MB.
     loader.btf(None);
-    let tops = tops::find(&mut loader, &kernel.offsets);
+    let landmarks = Landmarks::load(&mut loader, &kernel.offsets)
+        .and_then(|mut landmarks| Ok((landmarks.tops()?, landmarks)));
+    let (tops, landmarks) = match landmarks {
+        Ok((tops, landmarks)) => (tops, Some(landmarks)),
+        Err(error) => {
+            tracing::debug!(%error, "the landmarks of the cgroup hierarchies stay unknown");
+            (Tops::default(), None)
+        }
+    };
     let object = patch(OBJECT, &kernel.offsets, tops).map_err(|error| ProbeError::Unsupported {
         what: format!("the exit probe cannot be fitted to this kernel: {error}"),
         remedy: "report it".into(),
@@ -152,6 +162,7 @@ pub(super) fn load(
         group_dead,
         top_known: (!watches(options, Layout::V1) || tops.freezer_css != 0)
             && (!watches(options, Layout::V2) || tops.unified_cgroup != 0),
+        landmarks,
         size,
         program: Program {
             ebpf,

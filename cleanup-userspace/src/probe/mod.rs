@@ -3,6 +3,7 @@
 
 pub mod btf;
 mod error;
+mod landmarks;
 mod loader;
 mod loss;
 mod mounts;
@@ -12,7 +13,6 @@ mod record;
 mod roots;
 mod source;
 mod stream;
-mod tops;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
@@ -128,6 +128,8 @@ pub enum RootState {
     Watched {
         /// The kernel's id of the cgroup.
         inode: u64,
+        /// Whether exits elsewhere are dismissed at first sight (5.10 and later).
+        known: bool,
     },
     /// It does not exist (yet); its creation will be seen.
     Absent,
@@ -199,6 +201,7 @@ impl Probe {
             controllers,
             group_dead,
             top_known,
+            landmarks,
             size,
         } = loaded;
         let ProbeOptions {
@@ -213,7 +216,7 @@ impl Probe {
             None
         };
         // The table first: attached without it, the program would let exits pass.
-        let roots = RootWatch::start(specs.clone(), controllers.clone(), roots)?;
+        let roots = RootWatch::start(specs.clone(), controllers.clone(), roots, landmarks)?;
         let stream = ExitStream::new(events, ring_bytes, controllers, Arc::clone(roots.known()));
         program.attach()?;
         Ok(Self {

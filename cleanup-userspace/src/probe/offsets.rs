@@ -27,6 +27,10 @@ impl Kernel {
         let task = |names: &[&str]| members.offset("task_struct", names);
         let css_set_subsys = members.offset("css_set", &["subsys"])?;
         let freezer = controllers.index("freezer");
+        // Not read where there is no freezer.
+        let freezer_word = freezer.unwrap_or(0) * size_of::<u64>() as u32;
+        let css_parent = members.offset("cgroup_subsys_state", &["parent"])?;
+        let cgroup_self = members.offset("cgroup", &["self"])?;
         let offsets = Offsets {
             task_cgroups: task(&["cgroups"])?,
             task_exit_code: task(&["exit_code"])?,
@@ -39,14 +43,23 @@ impl Kernel {
             task_tgid: task(&["tgid"])?,
             signal_live: members.offset("signal_struct", &["live"])?,
             css_set_subsys,
-            // Not read where there is no freezer.
-            css_set_freezer: css_set_subsys + freezer.unwrap_or(0) * size_of::<u64>() as u32,
+            css_set_freezer: css_set_subsys + freezer_word,
             css_set_dfl_cgrp: members.offset("css_set", &["dfl_cgrp"])?,
             css_cgroup: members.offset("cgroup_subsys_state", &["cgroup"])?,
+            css_parent,
+            cgroup_self,
+            cgroup_self_parent: cgroup_self + css_parent,
+            cgroup_freezer: members.guess("cgroup", "subsys") + freezer_word,
             cgroup_kn: members.offset("cgroup", &["kn"])?,
             kn_id: members.offset("kernfs_node", &["id"])?,
             kn_name: members.offset("kernfs_node", &["name"])?,
             kn_parent: members.offset("kernfs_node", &["__parent", "parent"])?,
+            kn_priv: members.guess("kernfs_node", "priv"),
+            task_files: members.guess("task_struct", "files"),
+            files_fdt: members.guess("files_struct", "fdt"),
+            fdt_fd: members.guess("fdtable", "fd"),
+            file_inode: members.guess("file", "f_inode"),
+            inode_private: members.guess("inode", "i_private"),
         };
         Ok(Self {
             offsets,
@@ -82,6 +95,14 @@ impl Members<'_> {
                 kind: "member",
                 name: format!("{structure}.{}", members.join("/")),
             })
+    }
+}
+
+impl Members<'_> {
+    /// Offset of a member that only the search for landmarks reads. It finds nothing by a wrong one,
+    /// which is better than no probe.
+    fn guess(&self, structure: &str, member: &str) -> u32 {
+        self.0.member_offset(structure, member).unwrap_or(0)
     }
 }
 

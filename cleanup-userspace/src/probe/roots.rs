@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -24,13 +24,15 @@ use std::{
 };
 
 use aya::maps::{Array, MapData};
-use cleanup_common::RootTable;
+use cleanup_common::{ANY_CSS, RootTable};
 use inotify::{EventMask, Inotify, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use tracing::{info, warn};
+use rustix::fs::{Mode, OFlags};
+use tracing::{debug, info, warn};
 
 use super::{
     Layout, ProbeError, RootSpec, RootState,
+    landmarks::Landmarks,
     mounts::{Hierarchies, MOUNTINFO},
 };
 
@@ -76,6 +78,7 @@ impl RootWatch {
         specs: Vec<RootSpec>,
         controllers: Vec<Option<&'static str>>,
         table: Array<MapData, RootTable>,
+        landmarks: Option<Landmarks>,
     ) -> Result<Self, ProbeError> {
         let known = Arc::new(Known {
             states: Mutex::new(Vec::new()),
@@ -85,7 +88,7 @@ impl RootWatch {
         let stopped = stop
             .try_clone()
             .map_err(|e| ProbeError::io("dup eventfd", e))?;
-        let mut watcher = Watcher::new(specs, controllers, table, Arc::clone(&known))?;
+        let mut watcher = Watcher::new(specs, controllers, table, landmarks, Arc::clone(&known))?;
         watcher.blind = matches!(watcher.refresh()?, Sight::Partial);
         let thread = thread::Builder::new()
             .name("root-watch".into())
@@ -118,6 +121,7 @@ struct Watcher {
     specs: Vec<RootSpec>,
     controllers: Vec<Option<&'static str>>,
     table: Array<MapData, RootTable>,
+    landmarks: Option<Landmarks>,
     known: Arc<Known>,
     /// Names of the directories on the way to a root: events about others mean nothing.
     names: BTreeSet<OsString>,
@@ -135,6 +139,7 @@ impl Watcher {
         specs: Vec<RootSpec>,
         controllers: Vec<Option<&'static str>>,
         table: Array<MapData, RootTable>,
+        landmarks: Option<Landmarks>,
         known: Arc<Known>,
     ) -> Result<Self, ProbeError> {
         let names = specs
@@ -149,6 +154,7 @@ impl Watcher {
             specs,
             controllers,
             table,
+            landmarks,
             known,
             names,
             inotify,
@@ -261,13 +267,21 @@ impl Watcher {
                 }
                 sight = Sight::Partial;
             }
-            let state = self.look(spec);
-            if let RootState::Watched { inode } = state {
-                match spec.layout {
-                    Layout::V1 => table.v1[slot] = inode,
-                    Layout::V2 => table.v2[slot] = inode,
+            let state = match look(spec, &self.mounts, self.landmarks.as_mut()) {
+                Look::No(state) => state,
+                Look::Root { inode, css } => {
+                    let roots = match spec.layout {
+                        Layout::V1 => &mut table.v1,
+                        Layout::V2 => &mut table.v2,
+                    };
+                    roots.ids[slot] = inode;
+                    roots.css[slot] = css.unwrap_or(ANY_CSS);
+                    RootState::Watched {
+                        inode,
+                        known: css.is_some(),
+                    }
                 }
-            }
+            };
             states.push(state);
         }
         if table != self.written {
@@ -278,23 +292,6 @@ impl Watcher {
         }
         self.publish(states);
         Ok(sight)
-    }
-
-    fn look(&self, spec: &RootSpec) -> RootState {
-        let Ok(metadata) = fs::metadata(&spec.path) else {
-            return RootState::Absent;
-        };
-        let hierarchy = match spec.layout {
-            Layout::V1 => self.mounts.freezer,
-            Layout::V2 => self.mounts.unified,
-        };
-        if metadata.is_dir() && hierarchy == Some(metadata.dev()) {
-            RootState::Watched {
-                inode: metadata.ino(),
-            }
-        } else {
-            RootState::WrongHierarchy
-        }
     }
 
     fn publish(&self, states: Vec<RootState>) {
@@ -313,6 +310,50 @@ impl Watcher {
             }
         }
         *known = states;
+    }
+}
+
+/// What is at a root's path.
+enum Look {
+    /// Its directory, and the address of the structure that its containers have for a parent.
+    Root { inode: u64, css: Option<u64> },
+    /// None that can be watched.
+    No(RootState),
+}
+
+fn look(spec: &RootSpec, mounts: &Hierarchies, landmarks: Option<&mut Landmarks>) -> Look {
+    // Opened, so that all that is said of it is said of one directory.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(&spec.path, flags, Mode::empty()).map(File::from) else {
+        return Look::No(RootState::Absent);
+    };
+    let Ok(metadata) = file.metadata() else {
+        return Look::No(RootState::Absent);
+    };
+    let hierarchy = match spec.layout {
+        Layout::V1 => mounts.freezer,
+        Layout::V2 => mounts.unified,
+    };
+    if !metadata.is_dir() || hierarchy != Some(metadata.dev()) {
+        return Look::No(RootState::WrongHierarchy);
+    }
+    let inode = metadata.ino();
+    let found = landmarks.map(|landmarks| landmarks.directory(file.as_fd(), inode));
+    let css = match found {
+        None => None,
+        Some(Ok(found)) => Some(match spec.layout {
+            Layout::V1 => found.freezer_css,
+            Layout::V2 => found.unified_css,
+        }),
+        Some(Err(error)) => {
+            let path = spec.path.display();
+            debug!(%path, %error, "the kernel's structure of a cgroup root stays unknown");
+            None
+        }
+    };
+    Look::Root {
+        inode,
+        css: css.filter(|css| *css != 0),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Finds what the tasks at the top of the cgroup hierarchies hold, for the exit probe to compare
-//! with. Never attached: the loader runs it once (`BPF_PROG_TEST_RUN`).
+//! Finds structures of the cgroup hierarchies, for the exit probe to compare pointers with: what the
+//! tasks at the top hold, and those of a directory. Never attached: user space runs the programs when
+//! it wants to know (`BPF_PROG_TEST_RUN`).
 
 #![no_std]
 #![no_main]
@@ -13,7 +14,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use cleanup_common::{Tops, offset};
+use cleanup_common::{Directory, Tops, offset};
 
 /// Id of the directory at the top of every hierarchy.
 const TOP_ID: u64 = 1;
@@ -22,18 +23,68 @@ const TOP_ID: u64 = 1;
 const MOST_ANCESTORS: usize = 64;
 
 #[repr(transparent)]
-struct Found(UnsafeCell<Tops>);
+struct Found<T>(UnsafeCell<T>);
 
 // SAFETY: written by one run, and read by user space afterwards.
-unsafe impl Sync for Found {}
+unsafe impl<T> Sync for Found<T> {}
 
 /// In a section of its own, which is a map of that name to the loader.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.tops")]
-static TOPS: Found = Found(UnsafeCell::new(Tops {
+static TOPS: Found<Tops> = Found(UnsafeCell::new(Tops {
     freezer_css: 0,
     unified_cgroup: 0,
 }));
+
+/// As above. The first two members are the question, which user space writes before a run.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.directory")]
+static DIRECTORY: Found<Directory> = Found(UnsafeCell::new(Directory {
+    fd: 0,
+    id: 0,
+    freezer_css: 0,
+    unified_css: 0,
+}));
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn directory(_ctx: RawTracePointContext) -> i32 {
+    // A failed read is an unknown structure.
+    let _ = find_directory();
+    0
+}
+
+#[inline(always)]
+fn find_directory() -> Option<()> {
+    let wanted = DIRECTORY.0.get();
+    // SAFETY: valid for reads, and nobody else's until the run is over.
+    let Directory { fd, id, .. } = unsafe { ptr::read_volatile(wanted) };
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let table = load(load(task, offset!(task_files))?, offset!(files_fdt))?;
+    let files = load(table, offset!(fdt_fd))?;
+    let file = load(files + fd * size_of::<u64>() as u64, 0)?;
+    let node = load(load(file, offset!(file_inode))?, offset!(inode_private))?;
+    // What user space took for a cgroup's directory may be anything.
+    if read(node, offset!(kn_id))? != id {
+        return None;
+    }
+    let cgroup = load(node, offset!(kn_priv))?;
+    if load(cgroup, offset!(cgroup_kn))? != node {
+        return None;
+    }
+    let found = Directory {
+        fd,
+        id,
+        // Not there in another hierarchy than the freezer's.
+        freezer_css: load(cgroup, offset!(cgroup_freezer))
+            .filter(|css| load(*css, offset!(css_cgroup)) == Some(cgroup))
+            .unwrap_or(0),
+        unified_css: cgroup + u64::from(offset!(cgroup_self)),
+    };
+    // SAFETY: valid for writes, and nobody else's until the run is over.
+    unsafe { ptr::write_volatile(wanted, found) };
+    Some(())
+}
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 fn tops(_ctx: RawTracePointContext) -> i32 {
