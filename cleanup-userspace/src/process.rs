@@ -13,6 +13,8 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use procfs::FromRead as _;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The kernel's clock ticks per second in `/proc` (USER_HZ), fixed on Linux.
 const NANOS_PER_TICK: u64 = 1_000_000_000 / 100;
@@ -81,13 +83,29 @@ impl Proc {
         }
     }
 
-    /// Sends SIGKILL to this process if `still` holds after it was pinned.
-    /// Returns whether a signal was sent.
+    /// Waits for its end, without a look at it meanwhile. An error: that cannot be had of
+    /// this kernel, or of the descriptors that are left.
+    pub async fn end(self) -> io::Result<()> {
+        let Some(fd) = self.pidfd()? else {
+            return Ok(());
+        };
+        // SAFETY: an OwnedFd keeps its descriptor, never changes it, and closes it last.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        fd.readable().await.map(drop)
+    }
+
+    /// As [`signal_if`](Self::signal_if), with SIGKILL.
+    pub fn kill_if(self, still: impl FnOnce() -> bool) -> io::Result<bool> {
+        self.signal_if(Signal::KILL, still)
+    }
+
+    /// Sends a signal to this process if `still` holds after it was pinned.
+    /// Returns whether it was sent.
     ///
     /// Without pidfds (before Linux 5.3) it is looked at right before the signal
     /// instead: to hit another one, the kernel would have to go through all of its
     /// PIDs between two system calls.
-    pub fn kill_if(self, still: impl FnOnce() -> bool) -> io::Result<bool> {
+    pub fn signal_if(self, signal: Signal, still: impl FnOnce() -> bool) -> io::Result<bool> {
         let pinned = match self.pidfd() {
             Ok(Some(fd)) => Some(fd),
             Ok(None) => return Ok(false),
@@ -98,9 +116,9 @@ impl Proc {
             return Ok(false);
         }
         let sent = match pinned {
-            Some(fd) => pidfd_send_signal(&fd, Signal::KILL),
+            Some(fd) => pidfd_send_signal(&fd, signal),
             None => match i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
-                Some(pid) if self.runs()? => kill_process(pid, Signal::KILL),
+                Some(pid) if self.runs()? => kill_process(pid, signal),
                 _ => return Ok(false),
             },
         };

@@ -32,6 +32,9 @@ pub struct Survey {
     pub unknown: BTreeMap<ContainerId, Unknown>,
     /// Of the known ones, those that have a cgroup.
     pub known_with_cgroups: Vec<ContainerId>,
+    /// Launcher helpers of registered runs that are gone, whether somebody said so or
+    /// not.
+    pub gone_helpers: Vec<(ContainerId, Proc)>,
     /// When the look began; `None` for one that failed.
     pub began: Option<Instant>,
 }
@@ -113,6 +116,7 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
     }
     let mut survey = Survey {
         began: Some(began),
+        gone_helpers: gone_helpers(host),
         ..Survey::default()
     };
     let mut claimed = None;
@@ -146,6 +150,18 @@ pub fn survey(host: &Host, known: &HashSet<ContainerId>) -> Survey {
         "surveyed"
     );
     survey
+}
+
+fn gone_helpers(host: &Host) -> Vec<(ContainerId, Proc)> {
+    // Not with the registry locked: each is a look into `/proc`.
+    let helpers: Vec<_> = {
+        let registry = host.registry();
+        let runs = registry.iter().filter(|run| !run.orphaned);
+        runs.filter_map(|run| Some((run.container, run.helper?)))
+            .collect()
+    };
+    let gone = helpers.into_iter().filter(|(_, helper)| !helper.is_alive());
+    gone.collect()
 }
 
 /// Those of the runs that are dead, by the rules of a survey. One look: a second

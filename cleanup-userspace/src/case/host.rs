@@ -11,7 +11,7 @@ use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::{AnonymousVolumes, Config, LiveConfig, Mode, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
 use crate::journal::Journal;
-use crate::mesos::{AgentDirs, AgentState, AgentWatch, RuntimeDir, running_agent};
+use crate::mesos::{AgentDirs, AgentSign, AgentState, AgentWatch, RuntimeDir, running_agent};
 use crate::metrics::Metrics;
 use crate::process::Proc;
 use crate::reconcile::Nowhere;
@@ -24,7 +24,7 @@ const REMOVALS: usize = 4;
 /// How many stop requests may be under way at once: an idle connection each.
 const STOPS: usize = 1024;
 /// How long an answer about an agent's state is good for.
-const STATE_AGE: Duration = Duration::from_millis(200);
+pub const STATE_AGE: Duration = Duration::from_millis(200);
 
 /// Shared by the daemon and all cases.
 #[derive(Debug)]
@@ -97,6 +97,11 @@ impl Agent {
         if listed {
             *lock(&self.verified_by) = Some(parent);
         }
+    }
+
+    /// By what it was last taken to be what it is.
+    pub fn sign(&self) -> AgentSign {
+        lock(&self.watch).0.sign()
     }
 
     /// Reads `/proc`: not for the event path.

@@ -30,7 +30,7 @@ pub use effects::{Look, Place, places};
 pub use exclude::{Exclude, Glob, is_excluded};
 pub use glance::{Glance, Seen};
 pub use ground::Ground;
-pub use host::{Agent, Host};
+pub use host::{Agent, Host, STATE_AGE};
 pub use ledger::{Ledger, close as close_account};
 pub use pod::{Answer, Found, joined, key_of};
 pub use reaper::{CaseMessage, Reaper};

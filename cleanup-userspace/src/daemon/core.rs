@@ -32,10 +32,10 @@ use crate::registry::{AgentIndex, Ended, Run};
 use crate::remains::{Question, Remains};
 use crate::serve::Inquiries;
 
-/// How often losses are looked at.
+/// How often it looks at what no event tells of, losses before all. While nothing
+/// happens, not even what the pidfds tell, a survey or a scrape is soon enough: a full
+/// ring is one that is being read, and each look is a wakeup.
 const TICK: Duration = Duration::from_secs(1);
-/// The same while nothing happens, not even what the pidfds tell: each look is a wakeup.
-const QUIET_TICK: Duration = Duration::from_secs(5);
 /// How long the end waits for the journal to be written.
 pub(super) const JOURNAL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -212,14 +212,16 @@ impl Core {
         stop: impl Future<Output = ()>,
     ) {
         let pause = self.supervisor.longest_pause();
-        let within = |tick: Duration| pause.map_or(tick, |pause| pause.min(tick));
-        let mut tick = interval(within(TICK));
+        let mut signs_of_life = interval(pause.unwrap_or(TICK));
+        signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut handled_before = self.handled;
         let mut quiet = false;
         let mut surveys = surveys_every(self.host.config().reconcile_interval);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
+        let asked = self.host.metrics.clone();
         loop {
             // Each turn of this loop is the sign of life: ticks alone may have to
             // wait behind a flood of exits.
@@ -228,7 +230,7 @@ impl Core {
             priority.at_work();
             if quiet && self.handled != handled_before {
                 quiet = false;
-                tick.reset_after(within(TICK));
+                tick.reset();
             }
             tokio::select! {
                 biased;
@@ -256,21 +258,20 @@ impl Core {
                 Some(request) = feeds.requests.recv() => self.after_exits(|core| core.on_request(request)),
                 Some(question) = self.questions.recv() => self.guarded(|core| core.on_question(question)),
                 Some(change) = feeds.docker.recv() => self.guarded(|core| core.on_docker(change)),
-                _ = tick.tick() => {
+                _ = tick.tick(), if !quiet => {
                     // Broken until it can be read for a whole tick.
                     self.host.metrics.ring_is_broken(!self.ring_works);
                     self.ring_works = true;
-                    self.guarded(Self::check_losses);
-                    self.supervisor.status(&self.standing());
-                    self.guarded(|core| core.sample());
-                    // The two above are no event.
-                    quiet = self.handled == handled_before + 2;
-                    if quiet {
-                        tick.reset_after(within(QUIET_TICK));
-                    }
+                    self.look();
+                    quiet = self.handled == handled_before;
                     handled_before = self.handled;
                 }
-                _ = surveys.tick() => self.guarded(|core| core.begin_survey(Duration::ZERO)),
+                _ = surveys.tick() => {
+                    self.look();
+                    self.guarded(|core| core.begin_survey(Duration::ZERO));
+                }
+                () = asked.asked() => self.look(),
+                _ = signs_of_life.tick(), if pause.is_some() => {}
                 inquiry = feeds.inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
             }
         }
@@ -417,7 +418,17 @@ impl Core {
         self.supervisor.status(&self.standing());
     }
 
-    // ---- losses
+    // ---- what no event tells of
+
+    /// Is no event itself.
+    fn look(&mut self) {
+        let handled = self.handled;
+        self.guarded(Self::check_losses);
+        self.supervisor.status(&self.standing());
+        self.guarded(|core| core.sample());
+        self.host.metrics.looked();
+        self.handled = handled;
+    }
 
     /// Notes what is nobody's event.
     fn sample(&self) {

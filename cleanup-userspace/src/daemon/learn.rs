@@ -1,11 +1,8 @@
 //! Learning runs while they live, and noticing their end by pidfd.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::core::Message;
@@ -118,34 +115,18 @@ pub async fn watch_process(
     ended: Ended,
     sender: UnboundedSender<Message>,
 ) {
-    match proc.pidfd() {
-        Ok(None) => {}
-        Ok(Some(fd)) => match readable(fd) {
-            Ok(fd) => {
-                tokio::select! {
-                    _ = fd.readable() => {}
-                    () = sender.closed() => return,
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%container, %error, "a pidfd cannot be waited for; polling");
-                poll(proc, &sender).await;
-            }
-        },
+    let end = tokio::select! {
+        end = proc.end() => end,
+        () = sender.closed() => return,
+    };
+    if let Err(error) = end {
         // Before Linux 5.3: said once, at the start.
-        Err(error) if has_no_pidfds(&error) => poll(proc, &sender).await,
-        // No descriptor left.
-        Err(error) => {
-            tracing::warn!(%container, pid = proc.pid, %error, "no pidfd; polling");
-            poll(proc, &sender).await;
+        if !has_no_pidfds(&error) {
+            tracing::warn!(%container, pid = proc.pid, %error, "no pidfd can be waited for; polling");
         }
+        poll(proc, &sender).await;
     }
     let _ = sender.send(Message::Ended(container, ended));
-}
-
-fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd keeps its descriptor, never changes it, and closes it last.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
 async fn poll(proc: Proc, sender: &UnboundedSender<Message>) {

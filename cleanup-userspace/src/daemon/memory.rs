@@ -10,9 +10,9 @@
 //! after 700 deaths (`/proc/PID/smaps`). Nothing here allocates so much that two
 //! arenas would be in anybody's way.
 //!
-//! Nor is most of the program's text needed any more when the daemon is at work:
-//! reading BTF, the configuration, the command line. 12.8 MB are resident at the end of
-//! a start, 9.1 MB a while after it was unmapped and what is used had come back.
+//! Nor is most of the program's file needed any more when the daemon is at work: code
+//! and constants for BTF, the configuration, the command line, and the relocations.
+//! (Figures: `docs/weight.md`.)
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 use rustix::mm::{Advice, madvise};
@@ -47,22 +47,22 @@ pub fn give_back() {
     }
 }
 
-/// At the end of the start: takes the text of this program and its libraries out of the
-/// process. It stays in the page cache, and what is used comes back, some pages at a
-/// time, without a read.
-pub fn unmap_text() {
-    let maps = match Process::myself().and_then(|myself| myself.maps()) {
+/// At the end of the start: takes what this program and its libraries only read of their
+/// files out of the process. It stays in the page cache, and what is used comes back,
+/// some pages at a time, without a read.
+pub fn unmap_files() {
+    let maps = match Process::myself().and_then(|myself| myself.smaps()) {
         Ok(maps) => maps,
         Err(error) => {
-            tracing::debug!(%error, "the text of the start stays in memory");
+            tracing::debug!(%error, "what the start needed of files stays in memory");
             return;
         }
     };
-    for map in maps.iter().filter(|map| is_text(map)) {
+    for map in maps.iter().filter(|map| is_as_in_file(map)) {
         let (start, end) = map.address;
-        // SAFETY: it is a private mapping of a file that nobody may write to, so that the
-        // kernel has the same for its pages when they are read again; a moment ago
-        // it was there, and this program unmaps no library.
+        // SAFETY: all that is there is the file's, so that the kernel has the same for its
+        // pages when they are read again; a moment ago it was there, nothing may
+        // write to it, and this program unmaps no library.
         let done = unsafe {
             madvise(
                 std::ptr::with_exposed_provenance_mut(start as usize),
@@ -71,15 +71,23 @@ pub fn unmap_text() {
             )
         };
         if let Err(error) = done {
-            tracing::debug!(%error, ?map.pathname, "the text of the start stays in memory");
+            tracing::debug!(%error, ?map.pathname, "what the start needed of files stays in memory");
         }
     }
 }
 
-/// Mapped from a file, to be executed and not to be written: relocations are elsewhere.
-fn is_text(map: &MemoryMap) -> bool {
-    let text = MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
-    map.perms == text && matches!(map.pathname, MMapPath::Path(_))
+/// Mapped from a file, not to be written, and no page of it was ever changed: the
+/// linker's relocations make it one that was.
+fn is_as_in_file(map: &MemoryMap) -> bool {
+    let readable = MMPermissions::READ | MMPermissions::PRIVATE;
+    let is_none = |what| map.extension.map.get(what) == Some(&0);
+    // What was swapped out is not resident, and none the less a changed page. A kernel
+    // without swap has no line for it.
+    let swapped = map.extension.map.contains_key("Swap") && !is_none("Swap");
+    let unchanged = is_none("Anonymous") && !swapped;
+    map.perms - MMPermissions::EXECUTE == readable
+        && matches!(map.pathname, MMapPath::Path(_))
+        && unchanged
 }
 
 #[cfg(test)]
@@ -89,12 +97,12 @@ mod tests {
 
     use super::*;
 
-    /// The text of this program.
-    fn own_text() -> Vec<MemoryMap> {
+    /// What of this program's own file is to go.
+    fn own() -> Vec<MemoryMap> {
         let own = MMapPath::Path(std::env::current_exe().unwrap());
         let maps = Process::myself().unwrap().smaps().unwrap();
         maps.into_iter()
-            .filter(|map| is_text(map) && map.pathname == own)
+            .filter(|map| is_as_in_file(map) && map.pathname == own)
             .collect()
     }
 
@@ -103,24 +111,24 @@ mod tests {
     }
 
     #[test]
-    fn text_goes_and_what_is_used_comes_back() {
+    fn what_goes_comes_back_as_it_was() {
         // Reading it brings in all of it.
         let memory = File::open("/proc/self/mem").unwrap();
         let mut before = Vec::new();
-        for map in own_text() {
+        for map in own() {
             let (start, end) = map.address;
-            let mut text = vec![0; (end - start) as usize];
-            memory.read_exact_at(&mut text, start).unwrap();
-            before.push((start, text));
+            let mut bytes = vec![0; (end - start) as usize];
+            memory.read_exact_at(&mut bytes, start).unwrap();
+            before.push((start, bytes));
         }
-        let all = resident(&own_text());
-        unmap_text();
-        let left = resident(&own_text());
+        let all = resident(&own());
+        unmap_files();
+        let left = resident(&own());
         assert!(0 < left && left < all, "{left} of {all} bytes");
-        for (start, text) in before {
-            let mut after = vec![0; text.len()];
+        for (start, expected) in before {
+            let mut after = vec![0; expected.len()];
             memory.read_exact_at(&mut after, start).unwrap();
-            assert!(text == after, "the text at {start:#x} has changed");
+            assert!(expected == after, "what is at {start:#x} has changed");
         }
     }
 }

@@ -81,7 +81,7 @@ pub fn watch(workers: &Runtime, config: Config, source: impl Source) -> anyhow::
         _control,
         _turn,
     } = started;
-    memory::unmap_text();
+    memory::unmap_files();
     let priority = ThreadPriority::of_this_thread(priority);
     let (sleeper, woken) = (Arc::clone(&priority), Arc::clone(&priority));
     let own = tokio::runtime::Builder::new_current_thread()

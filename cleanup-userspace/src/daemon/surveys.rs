@@ -51,7 +51,7 @@ impl Core {
                 .have_cgroups(&survey.known_with_cgroups, began);
         }
         self.surveyor.report_unknown(&survey.unknown);
-        self.check_registered();
+        self.check_registered(&survey.gone_helpers);
         let complete = self.docker_was_up(survey);
         self.orders
             .on_survey(survey, complete, &self.host, &mut self.casebook);
@@ -70,26 +70,14 @@ impl Core {
         }
     }
 
-    /// A registered run whose helper is gone without a word.
-    fn check_registered(&mut self) {
-        let silent: Vec<(ContainerId, Proc)> = {
-            let registry = self.host.registry();
-            let waiting = registry.iter().filter(|run| !run.orphaned);
-            waiting
-                .filter_map(|run| {
-                    Some((
-                        run.container,
-                        run.helper.filter(|helper| !helper.is_alive())?,
-                    ))
-                })
-                .collect()
-        };
-        for (container, helper) in silent {
-            self.on_ended(
-                container,
-                Ended::Helper(helper),
-                &Death::noticed(Origin::Scan),
-            );
+    /// Registered runs whose helper went without a word.
+    fn check_registered(&mut self, gone: &[(ContainerId, Proc)]) {
+        for (container, helper) in gone {
+            let waits = self.host.registry().get(*container).map(|run| run.orphaned);
+            if waits == Some(false) {
+                let death = Death::noticed(Origin::Scan);
+                self.on_ended(*container, Ended::Helper(*helper), &death);
+            }
         }
     }
 

@@ -52,9 +52,32 @@ pub struct AgentWatch {
     known: HashSet<Proc>,
     /// Processes of it that were seen to have finished their recovery.
     recovered: HashSet<Proc>,
-    /// How long every sign of it has been missing, as far as anybody looked.
-    silent: Duration,
+    /// Those by which the last look took it to be alive.
+    alive: Vec<Proc>,
+    /// How long every sign of it has been missing, as far as anybody looked; `None`: the
+    /// last look found one.
+    silent: Option<Duration>,
     looked: Option<Instant>,
+}
+
+/// By what an agent was taken to be what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentSign {
+    /// This process of it is the newest that lives.
+    Process(Proc),
+    /// Every sign of it is missing, now or for long enough.
+    Silence,
+    /// Nothing proves that it is gone.
+    Doubt,
+}
+
+/// What one look found.
+#[derive(Debug)]
+enum Look {
+    /// These, or nothing that proves the contrary.
+    Alive(Vec<Proc>),
+    /// Every sign of it is missing.
+    Silence,
 }
 
 /// A pause between two looks counts for no more than this: a silence that nobody
@@ -67,7 +90,8 @@ impl AgentWatch {
             dirs,
             known: HashSet::new(),
             recovered: HashSet::new(),
-            silent: Duration::ZERO,
+            alive: Vec::new(),
+            silent: None,
             looked: None,
         }
     }
@@ -94,18 +118,54 @@ impl AgentWatch {
             .looked
             .replace(now)
             .map_or(Duration::ZERO, |last| now.duration_since(last));
+        match self.look() {
+            Look::Alive(processes) => {
+                self.silent = None;
+                self.alive = processes;
+                self.alive_or_recovering()
+            }
+            Look::Silence => {
+                self.alive.clear();
+                let silent = self.silent.map_or(Duration::ZERO, |silent| {
+                    silent + since_last.min(LONGEST_BREAK)
+                });
+                self.silent = Some(silent);
+                if silent >= ABSENT_AFTER {
+                    AgentState::Absent
+                } else {
+                    AgentState::Alive
+                }
+            }
+        }
+    }
+
+    /// By what the last look took it to be what it is.
+    pub fn sign(&self) -> AgentSign {
+        match (self.newest(), self.silent) {
+            (Some(process), _) => AgentSign::Process(process),
+            (None, Some(_)) => AgentSign::Silence,
+            (None, None) => AgentSign::Doubt,
+        }
+    }
+
+    fn newest(&self) -> Option<Proc> {
+        self.alive
+            .iter()
+            .copied()
+            .max_by_key(|proc| proc.start_ticks)
+    }
+
+    fn look(&self) -> Look {
         let known = self.known.iter().copied();
         let mut alive: Vec<Proc> = known.filter(|proc| proc.is_alive()).collect();
         if !alive.is_empty() {
-            self.silent = Duration::ZERO;
-            return self.alive_or_recovering(&alive);
+            return Look::Alive(alive);
         }
         let port = self.checkpointed_port();
         // What cannot be looked at may well be there.
         let listening = port.map(|port| is_listened_to(port).unwrap_or(true));
         let Ok(everybody) = process::all() else {
-            self.silent = Duration::ZERO;
-            return AgentState::Alive;
+            return Look::Alive(Vec::new());
         };
         alive = self.lookalikes(&everybody);
         if alive.is_empty() && listening == Some(true) {
@@ -116,22 +176,17 @@ impl AgentWatch {
         // Without any way to tell, it counts as alive.
         let can_tell = !self.known.is_empty() || port.is_some();
         if !alive.is_empty() || listening == Some(true) || !can_tell {
-            self.silent = Duration::ZERO;
-            return self.alive_or_recovering(&alive);
-        }
-        self.silent += since_last.min(LONGEST_BREAK);
-        if self.silent >= ABSENT_AFTER {
-            AgentState::Absent
+            Look::Alive(alive)
         } else {
-            AgentState::Alive
+            Look::Silence
         }
     }
 
-    fn alive_or_recovering(&mut self, alive: &[Proc]) -> AgentState {
-        let Some(newest) = alive.iter().max_by_key(|proc| proc.start_ticks) else {
+    fn alive_or_recovering(&mut self) -> AgentState {
+        let Some(newest) = self.newest() else {
             return AgentState::Alive;
         };
-        if self.recovered.contains(newest) {
+        if self.recovered.contains(&newest) {
             return AgentState::Alive;
         }
         // The last thing that a recovery does is to write this file.
@@ -146,7 +201,7 @@ impl AgentWatch {
             time + 0.02 >= newest.started_at() && time <= process::unix_seconds() + 1.0
         };
         if written.is_some_and(is_of_this_life) {
-            self.recovered.insert(*newest);
+            self.recovered.insert(newest);
             return AgentState::Alive;
         }
         AgentState::Recovering
@@ -274,7 +329,8 @@ mod tests {
     #[test]
     fn without_any_evidence_an_agent_is_alive() {
         let dir = tempfile::tempdir().unwrap();
-        assert_ne!(watch(dir.path()).state(Instant::now()), AgentState::Absent);
+        let mut watch = watch(dir.path());
+        assert_ne!(watch.state(Instant::now()), AgentState::Absent);
     }
 
     /// Looks every half second.
@@ -320,6 +376,30 @@ mod tests {
             watch.state(start + Duration::from_secs(3600)),
             AgentState::Alive
         );
+    }
+
+    #[test]
+    fn a_silence_begins_with_the_first_look_that_heard_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = watch(dir.path());
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let agent = Proc::of(child.id()).unwrap();
+        watch.known.insert(agent);
+        let start = Instant::now();
+        assert_eq!(watch.state(start), AgentState::Recovering);
+        assert_eq!(watch.sign(), AgentSign::Process(agent));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // An hour in which it lived, and then silence for all but half a second of it.
+        let later = start + Duration::from_secs(3600);
+        let short = looks(&mut watch, later, 10);
+        assert_eq!(short, vec![AgentState::Alive; 10]);
+        assert_eq!(watch.sign(), AgentSign::Silence);
+        let long = watch.state(later + Duration::from_millis(5_500));
+        assert_eq!(long, AgentState::Absent);
     }
 
     #[test]

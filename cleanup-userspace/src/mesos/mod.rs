@@ -8,7 +8,7 @@ mod runtime_dir;
 mod sandbox;
 mod watch;
 
-pub use agent::{AgentState, AgentWatch};
+pub use agent::{AgentSign, AgentState, AgentWatch};
 pub use container_id::{ContainerId, NotAContainerId};
 pub use discover::{AgentDirs, discover, running_agent};
 pub use runtime_dir::RuntimeDir;

@@ -108,8 +108,11 @@ fn advice(error: &io::Error) -> &'static str {
 
 async fn answer(stream: TcpStream, metrics: Metrics) -> Result<(), hyper::Error> {
     let respond = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&metrics, request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let metrics = metrics.clone();
+        async move {
+            let response = respond(&metrics, request.method(), request.uri().path()).await;
+            Ok::<_, Infallible>(response)
+        }
     });
     http1::Builder::new()
         .keep_alive(false)
@@ -120,7 +123,7 @@ async fn answer(stream: TcpStream, metrics: Metrics) -> Result<(), hyper::Error>
         .await
 }
 
-fn respond(metrics: &Metrics, method: &Method, path: &str) -> Response<Full<Bytes>> {
+async fn respond(metrics: &Metrics, method: &Method, path: &str) -> Response<Full<Bytes>> {
     let is_read = matches!(*method, Method::GET | Method::HEAD);
     let (status, kind, text) = match path {
         "/metrics" | "/healthz" if !is_read => (
@@ -128,15 +131,18 @@ fn respond(metrics: &Metrics, method: &Method, path: &str) -> Response<Full<Byte
             TEXT,
             "only GET and HEAD\n".to_owned(),
         ),
-        "/metrics" => match metrics.encode() {
-            Ok(text) => (StatusCode::OK, OPENMETRICS, text),
-            Err(error) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                TEXT,
-                format!("the metrics cannot be written: {error}\n"),
-            ),
-        },
-        "/healthz" => match metrics.illness() {
+        "/metrics" => {
+            metrics.refresh().await;
+            match metrics.encode() {
+                Ok(text) => (StatusCode::OK, OPENMETRICS, text),
+                Err(error) => (
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    TEXT,
+                    format!("the metrics cannot be written: {error}\n"),
+                ),
+            }
+        }
+        "/healthz" => match metrics.illness().await {
             None => (StatusCode::OK, TEXT, "ok\n".to_owned()),
             Some(illness) => (
                 StatusCode::SERVICE_UNAVAILABLE,

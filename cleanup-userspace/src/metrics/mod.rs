@@ -35,6 +35,9 @@ use crate::probe::Losses;
 use crate::process::{monotonic_ns, unix_seconds};
 use crate::registry::Role;
 
+/// How long a scrape waits for the loop, which answers at once unless it hangs.
+const REFRESH: Duration = Duration::from_millis(200);
+
 /// Before the name of every metric.
 pub const PREFIX: &str = "compose_cleanup";
 
@@ -313,7 +316,7 @@ impl Default for Inner {
             ),
             loop_age: new.seconds(
                 "loop_age",
-                "Since the last turn of the loop that takes the kernel's events",
+                "How long the loop that takes the kernel's events has not turned although it was asked to",
             ),
             loop_turns: new.durations(
                 "loop_turn_duration",
@@ -351,16 +354,33 @@ impl Metrics {
         Ok(text)
     }
 
-    /// `None`: the daemon is well.
-    pub fn illness(&self) -> Option<Illness> {
-        self.inner.pulse.illness(monotonic_ns())
+    /// `None`: the daemon is well. Asks the loop, and waits for its answer.
+    pub async fn illness(&self) -> Option<Illness> {
+        let pulse = &self.inner.pulse;
+        pulse.ask(LOOP_DEADLINE).await;
+        pulse.illness(monotonic_ns())
+    }
+
+    /// Has the loop look at what no event tells of, for as long as a scrape may wait.
+    pub async fn refresh(&self) {
+        self.inner.pulse.ask_to_look(REFRESH).await;
     }
 
     // ---- the loop
 
     /// The loop that drains the ring has turned.
     pub fn turned(&self) {
-        self.inner.pulse.beat(monotonic_ns());
+        self.inner.pulse.beat();
+    }
+
+    /// For the loop: it has looked at what no event tells of.
+    pub fn looked(&self) {
+        self.inner.pulse.looked();
+    }
+
+    /// For the loop: completes when somebody waits for a turn of it.
+    pub async fn asked(&self) {
+        self.inner.pulse.asked().await;
     }
 
     /// An event was handled, which began then (CLOCK_MONOTONIC).
