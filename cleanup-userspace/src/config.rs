@@ -245,6 +245,9 @@ pub struct DockerConfig {
     /// Deadline of a request that does not wait for a container.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    /// Stops that Docker does at once. A further container gets its stop signal from the
+    /// daemon, if that is all that a stop of it is. 0: Docker does them all.
+    pub max_stops: u16,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -348,6 +351,7 @@ impl Default for DockerConfig {
         Self {
             socket: PathBuf::from("/var/run/docker.sock"),
             timeout: Duration::from_secs(20),
+            max_stops: 16,
         }
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cleanup_tests::random::Random;
 use cleanup_userspace::case::{
-    Answer, CaseMessage, CaseResult, Death, Directory, Ending, Found, Ground, Ledger, Look, Origin,
-    Policy, Reaper,
+    Answer, Ask, CaseMessage, CaseResult, Death, Directory, Ending, Found, Ground, Ledger, Look,
+    Origin, Policy, Reaper,
 };
 use cleanup_userspace::config::{Mode, Teardown};
 use cleanup_userspace::docker::{ContainerInfo, DockerError, JoinKey};
@@ -542,7 +542,8 @@ impl Ground for World {
 
     fn ended(&self, _id: &str) {}
 
-    async fn ask_to_end(&self, id: String, _: u64) -> Answer {
+    async fn ask_to_end(&self, ask: Ask) -> Answer {
+        let id = ask.id;
         let (pause, hangs) = {
             let mut state = self.lock();
             let container = &state.containers[&id];

@@ -14,7 +14,7 @@ use super::effects::{self, Look};
 use super::exclude::is_excluded;
 use super::host::Host;
 use super::ledger::Ledger;
-use super::pod::{self, Answer, Found};
+use super::pod::{self, Answer, Ask, Found};
 use crate::config::Mode;
 use crate::docker::{ContainerInfo, DockerError};
 use crate::journal::CaseId;
@@ -60,7 +60,7 @@ pub trait Ground: Clone + Send + Sync + 'static {
     fn ended(&self, id: &str);
     /// Asks for a container's end, for the first time at `asked_ns`: the answer to
     /// an earlier request may be lost, and what it did is none the less ours.
-    fn ask_to_end(&self, id: String, asked_ns: u64) -> impl Future<Output = Answer> + Send;
+    fn ask_to_end(&self, ask: Ask) -> impl Future<Output = Answer> + Send;
 
     /// With `search`, an executor that is not known yet is looked for, at some cost.
     fn look(
@@ -152,8 +152,8 @@ impl Ground for Arc<Host> {
         self.index.ended(id);
     }
 
-    async fn ask_to_end(&self, id: String, asked_ns: u64) -> Answer {
-        pod::ask_to_end(self, id, asked_ns).await
+    async fn ask_to_end(&self, ask: Ask) -> Answer {
+        pod::ask_to_end(self, ask).await
     }
 
     async fn look(&self, run: &Run, death: &Death, search: bool) -> anyhow::Result<Look> {

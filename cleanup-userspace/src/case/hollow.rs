@@ -28,7 +28,7 @@ pub async fn is_hollow(host: &Host, id: &str) -> Result<bool, DockerError> {
             // Removed: the next request is told so.
             return Ok(false);
         };
-        if !state.running || state.has_process || is_inhabited(id).await {
+        if !state.running || state.first_process.is_some() || is_inhabited(id).await {
             return Ok(false);
         }
         if begin.elapsed() >= DISOWNED_AFTER {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::brake::{Brake, Word};
+use super::direct::Crowd;
 use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
 use crate::config::{AnonymousVolumes, Config, LiveConfig, Mode, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
@@ -47,7 +48,8 @@ pub struct Host {
     pub networks: Nominated,
     pub(super) brake: Brake,
     pub(super) removals: Arc<Semaphore>,
-    pub(super) stops: Semaphore,
+    pub(super) stops: Arc<Semaphore>,
+    pub(super) crowd: Arc<Crowd>,
 }
 
 /// One agent of the host.
@@ -134,6 +136,7 @@ impl Host {
     ) -> Self {
         let metrics = docker.metrics().clone();
         metrics.enforcing(config.mode == Mode::Enforce);
+        let crowd = Crowd::new(config.docker.max_stops);
         Self {
             metrics,
             brake: Brake::new(config.max_inferred_stops, &config.run_dir),
@@ -154,7 +157,8 @@ impl Host {
             nowhere: Nowhere::default(),
             networks: Nominated::default(),
             removals: Arc::new(Semaphore::new(REMOVALS)),
-            stops: Semaphore::new(STOPS),
+            stops: Arc::new(Semaphore::new(STOPS)),
+            crowd,
         }
     }
 

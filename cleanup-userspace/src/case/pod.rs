@@ -1,8 +1,10 @@
 //! Finding a dead run's pod, and ending its containers.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::direct::{self, Direct};
 use super::host::Host;
 use super::record::Ending;
 use super::{Death, Proof, hollow};
@@ -14,7 +16,7 @@ use crate::docker::{
 };
 use crate::mesos::ContainerId;
 use crate::process::{monotonic_ns, unix_seconds};
-use crate::registry::Run;
+use crate::registry::{AgentIndex, Run};
 
 /// Docker's answer to the request to end a container.
 #[derive(Debug)]
@@ -171,34 +173,79 @@ fn label_evidence(host: &Host, run: &Run, death: &Death) -> Option<LabelEvidence
     })
 }
 
-/// Ends one container as the configuration says, and finds out how it ended. Who
-/// asks again, since an answer was lost, says when it asked first.
-pub async fn ask_to_end(host: &Host, id: String, asked_ns: u64) -> Answer {
-    let since = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
-    let asked = unix_seconds() - since.as_secs_f64();
-    let outcome = end(host, &id, asked).await;
+/// A container of a dead run that is to end.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub agent: AgentIndex,
+    pub run: ContainerId,
+    /// Docker's.
+    pub id: String,
+    /// CLOCK_MONOTONIC. Who asks again, since an answer was lost, says when it asked
+    /// first.
+    pub asked_ns: u64,
+}
+
+/// Ends one container as the configuration says, and finds out how it ended.
+pub async fn ask_to_end(host: &Arc<Host>, ask: Ask) -> Answer {
+    let outcome = end(host, &ask).await;
     Answer {
-        id,
+        id: ask.id,
         at_ns: monotonic_ns(),
         outcome,
     }
 }
 
-async fn end(host: &Host, id: &str, asked: f64) -> Result<Option<Ending>, DockerError> {
-    let docker = &host.docker;
+async fn end(host: &Arc<Host>, ask: &Ask) -> Result<Option<Ending>, DockerError> {
+    let since = Duration::from_nanos(monotonic_ns().saturating_sub(ask.asked_ns));
+    let asked = unix_seconds() - since.as_secs_f64();
+    let (docker, id) = (&host.docker, ask.id.as_str());
+    // How long it has had its stop signal.
+    let mut signalled = Duration::ZERO;
+    let mut place = host.crowd.enter();
+    if place.is_one_too_many() {
+        drop(place);
+        let begin = Instant::now();
+        match direct::stop(host, ask).await {
+            Direct::Ended => {
+                host.index.process_ended(id);
+                return Ok(Some(Ending::Unconfirmed));
+            }
+            Direct::Outlived => signalled = begin.elapsed(),
+            Direct::Not => {}
+        }
+        place = host.crowd.enter();
+    }
     // Never closed: an error would be a defect here, and no reason not to ask.
-    let permit = host.stops.acquire().await;
+    let permit = Arc::clone(&host.stops).acquire_owned().await;
     // One configuration for the whole of it, asked for after the wait.
     let config = host.config();
     let Config { action, grace, .. } = *config;
     if config.mode == Mode::Observe {
         return Ok(None);
     }
-    let answer = match action {
-        Action::Stop | Action::Remove => docker.stop(id, grace).await,
-        Action::Kill => docker.kill(id).await,
+    // Docker counts in seconds.
+    let left = grace.saturating_sub(signalled).as_secs_f64().ceil();
+    let grace = signalled.as_secs_f64() + left;
+    let left = Duration::from_secs_f64(left);
+    let (asked_docker, asked_id) = (docker.clone(), id.to_owned());
+    let mut request = Box::pin(async move {
+        // Until Docker has answered.
+        let _held = (place, permit);
+        match action {
+            Action::Stop | Action::Remove => asked_docker.stop(&asked_id, left).await,
+            Action::Kill => asked_docker.kill(&asked_id).await,
+        }
+    });
+    let answer = tokio::select! {
+        biased;
+        answer = &mut request => answer,
+        () = direct::ended_unnoticed(host, ask) => {
+            // A request that is taken back may be one that Docker does not finish.
+            tokio::spawn(request);
+            host.index.process_ended(id);
+            return Ok(Some(Ending::Unconfirmed));
+        }
     };
-    drop(permit);
     let stopped = match answer {
         Ok(stopped) => stopped,
         Err(refused @ DockerError::Refused { .. }) => {
@@ -234,6 +281,6 @@ async fn end(host: &Host, id: &str, asked: f64) -> Result<Option<Ending>, Docker
     }
     Ok(Some(match (action, stopped) {
         (Action::Kill, Stopped::Done) => Ending::Kill,
-        (_, stopped) => Ending::of_stop(stopped, state, asked, grace.as_secs_f64().ceil()),
+        (_, stopped) => Ending::of_stop(stopped, state, asked, grace),
     }))
 }

@@ -12,7 +12,7 @@ use super::effects::{Look, WORK_DEADLINE};
 use super::glance::Glance;
 use super::ground::Ground;
 use super::ledger::Ledger;
-use super::pod::{Answer, Found};
+use super::pod::{Answer, Ask, Found};
 use super::record::{CaseResult, Progress, Record, key_name};
 use super::state::{CaseState, Given, nanos};
 use super::{Death, Proof, crash};
@@ -324,9 +324,16 @@ impl<G: Ground> Reaper<G> {
     fn stop(&mut self) {
         for id in self.state.due(self.ground.now_ns()) {
             let asked_ns = self.state.asked(&id, self.ground.now_ns());
+            let run = &self.state.record.run;
+            let ask = Ask {
+                agent: run.agent,
+                run: run.container,
+                id,
+                asked_ns,
+            };
             let (ground, sender) = (self.ground.clone(), self.sender.clone());
             tokio::spawn(async move {
-                let answer = ground.ask_to_end(id, asked_ns).await;
+                let answer = ground.ask_to_end(ask).await;
                 // A closed inbox: the case was handed over.
                 let _ = sender.send(CaseMessage::Answered(answer));
             });

@@ -17,6 +17,9 @@ use super::pod::Found;
 pub enum Ending {
     /// By itself, after the stop signal.
     Term,
+    /// After it was asked to, or got its stop signal from us. Docker has too much to do to
+    /// say how.
+    Unconfirmed,
     /// By Docker's SIGKILL when the grace period was over.
     GraceKill,
     /// By somebody else's SIGKILL meanwhile: a living agent's, usually.
@@ -36,6 +39,7 @@ impl Ending {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Term => "term",
+            Self::Unconfirmed => "unconfirmed",
             Self::GraceKill => "grace_kill",
             Self::AgentKill => "agent_kill",
             Self::Kill => "kill",
@@ -104,8 +108,9 @@ pub enum Progress {
 
 impl Progress {
     /// Of every progress there is: [`as_str`](Self::as_str).
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "term",
+        "unconfirmed",
         "grace_kill",
         "agent_kill",
         "kill",

@@ -238,7 +238,8 @@ impl CaseState {
 
     /// Docker's answer to a request; returns how the container ended, if it did.
     pub fn answered(&mut self, answer: &Answer) -> Option<Ending> {
-        if answer.outcome.is_ok() {
+        let is_dockers = !matches!(answer.outcome, Ok(Some(Ending::Unconfirmed)) | Err(_));
+        if is_dockers {
             self.answered_at = answer.at_ns;
         }
         let container = self.record.containers.get_mut(&answer.id)?;

@@ -170,6 +170,38 @@ impl RunCgroup {
         Ok(pids)
     }
 
+    /// The processes of one Docker container beneath the run's cgroup; none if it has no
+    /// cgroup there.
+    pub fn container_procs(&self, id: &str) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        // By its name, not by a list of the run's cgroups: that waits while one is removed.
+        for name in docker_names(id) {
+            let mut cgroups = Vec::new();
+            self.walk(Path::new(&name), &mut cgroups, &|_| true, 1)?;
+            for cgroup in cgroups {
+                pids.extend(self.procs(&cgroup)?);
+            }
+        }
+        Ok(pids)
+    }
+
+    /// Whether one Docker container beneath the run's cgroup is frozen (paused).
+    pub fn is_container_frozen(&self, id: &str) -> io::Result<bool> {
+        let (file, thawed) = if self.hierarchy.unified {
+            ("cgroup.freeze", "0")
+        } else {
+            ("freezer.state", "THAWED")
+        };
+        for name in docker_names(id) {
+            match self.read(&Path::new(&name).join(file)) {
+                Ok(state) => return Ok(state.trim() != thawed),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
     /// The processes in one cgroup of the run; none if it does not exist.
     pub fn procs(&self, below: &Path) -> io::Result<Vec<u32>> {
         let text = match self.read(&below.join("cgroup.procs")) {
@@ -298,6 +330,11 @@ fn is_gone(error: &io::Error) -> bool {
     [Errno::NOENT, Errno::NODEV]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// What [`docker_child`] reads.
+fn docker_names(id: &str) -> [String; 2] {
+    [id.to_owned(), format!("docker-{id}.scope")]
 }
 
 /// The Docker id in the name of a cgroup that Docker makes for a container: the

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{
+    ContainerConfig, ContainerInspectResponse, HostConfig, RestartPolicyNameEnum,
+};
 
 use crate::mesos::ContainerId;
 
@@ -22,6 +24,11 @@ pub struct ContainerInfo {
     pub created: f64,
     /// Made by a Mesos agent's own Docker containerizer.
     pub agents_own: bool,
+    /// A stop of it is SIGTERM for its first process, and no more: no restart policy
+    /// brings it back, it has no stop signal of its own, and no process that would outlive
+    /// its first. (The policy can be changed,
+    /// by `docker update`: a container that comes back is stopped through Docker.)
+    pub stops_by_term: bool,
     /// Ids of the networks that it was attached to when it was looked at; those
     /// of one that has ended stay until it is removed.
     pub networks: Vec<String>,
@@ -38,8 +45,8 @@ pub const KEEP_LABEL: &str = "compose-cleanup.keep";
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ContainerState {
     pub running: bool,
-    /// Docker has a process for it. One that waits for its restart has none.
-    pub has_process: bool,
+    /// Its first process, by the host's number. One that waits for its restart has none.
+    pub first_process: Option<u32>,
     pub exit_code: i64,
     pub oom_killed: bool,
     /// End, in seconds since the epoch; 0 if it never ended.
@@ -78,6 +85,11 @@ impl ContainerInfo {
                 || env
                     .iter()
                     .any(|var| var.starts_with("MESOS_CONTAINER_NAME=")),
+            stops_by_term: answer
+                .host_config
+                .as_ref()
+                .is_some_and(|host| never_restarts(host) && ends_with_its_first_process(host))
+                && config.is_some_and(has_usual_stop_signal),
             image: config
                 .and_then(|config| config.image.clone())
                 .unwrap_or_default(),
@@ -104,6 +116,26 @@ impl ContainerInfo {
     }
 }
 
+/// With a PID namespace of its own, nothing of a container outlives its first process.
+fn ends_with_its_first_process(host: &HostConfig) -> bool {
+    let mode = host.pid_mode.as_deref().unwrap_or_default();
+    ["", "private"].contains(&mode)
+}
+
+fn never_restarts(host: &HostConfig) -> bool {
+    let policy = host.restart_policy.as_ref().and_then(|policy| policy.name);
+    // Docker gives every container one.
+    matches!(
+        policy,
+        Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO)
+    )
+}
+
+fn has_usual_stop_signal(config: &ContainerConfig) -> bool {
+    let signal = config.stop_signal.as_deref().unwrap_or_default();
+    ["", "SIGTERM", "TERM", "15"].contains(&signal)
+}
+
 impl ContainerState {
     pub fn from_inspect(answer: &ContainerInspectResponse) -> Self {
         let Some(state) = answer.state.as_ref() else {
@@ -112,7 +144,10 @@ impl ContainerState {
         Self {
             // A restarting container counts as running: only a stop ends it.
             running: state.running.unwrap_or(false) || state.restarting.unwrap_or(false),
-            has_process: state.pid.is_some_and(|pid| pid > 0),
+            first_process: state
+                .pid
+                .and_then(|pid| u32::try_from(pid).ok())
+                .filter(|pid| *pid > 0),
             exit_code: state.exit_code.unwrap_or(0),
             oom_killed: state.oom_killed.unwrap_or(false),
             finished: state

@@ -58,6 +58,8 @@ async fn follow_once(
     if let Err(error) = docker.ping().await {
         return error;
     }
+    // Of what was not heard of, Docker's word is the best there is.
+    index.forget_the_dead();
     // From a moment ago: what happens while the stream connects is told, too.
     let events = docker.events(Duration::from_secs(5));
     tokio::pin!(events);
@@ -108,12 +110,15 @@ async fn follow_once(
                 };
                 match event.action.as_deref() {
                     Some("die") => {
-                        index.ended(&id);
+                        index.died(&id);
                         ended.insert(id);
                     }
                     Some("destroy") => index.removed(&id),
                     Some(action @ ("create" | "start")) => {
                         let started = action == "start";
+                        if started {
+                            index.starts(&id);
+                        }
                         ended.remove(&id);
                         looks.push(async move {
                             let outcome = look(docker, index, id.clone(), started).await;
@@ -157,11 +162,11 @@ async fn list_all(docker: &Docker, index: &Index) -> Result<Vec<Listed>, DockerE
     let looks = ids.into_iter().map(|id| async move {
         let info = match index.get(&id).filter(|_| !index.is_hollow(&id)) {
             Some(info) => Some(info),
-            None if index.is_hung(&id) => None,
+            None if index.is_hung(&id) || index.is_dead(&id) => None,
             None => look(docker, index, id.clone(), false).await?,
         };
-        // Of a hollow one Docker's word for running is not enough.
-        Ok((!index.is_hollow(&id)).then_some(Listed { id, info }))
+        // Of these Docker's word for running is not enough.
+        Ok((!index.counts_as_ended(&id)).then_some(Listed { id, info }))
     });
     futures_util::stream::iter(looks)
         .buffer_unordered(INSPECTS)
@@ -181,8 +186,10 @@ async fn look(
     match docker.inspect(&id).await {
         Ok(Some((info, state))) => {
             let info = Arc::new(info);
-            let runs = started || state.has_process || state.running && !index.is_hollow(&id);
+            let has_process = state.first_process.is_some() && !index.is_dead(&id);
+            let runs = started || has_process || state.running && !index.counts_as_ended(&id);
             index.insert(Arc::clone(&info), runs);
+            index.has_process(&id, state.first_process);
             Ok(Some(info))
         }
         Ok(None) => {

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use super::{Candidate, ContainerInfo, candidate};
 use crate::mesos::ContainerId;
 
+/// How long Docker may take to notice that a container's first process has ended. After
+/// hundreds at once it is some seconds.
+const LATE: Duration = Duration::from_secs(30);
 /// How long a container whose inspect hangs is not asked for again.
 const HUNG: Duration = Duration::from_secs(60);
 
@@ -29,6 +32,11 @@ struct Inner {
     hung: HashMap<String, Instant>,
     /// Those that Docker says run, and that were found to have nothing that could.
     hollow: HashSet<String>,
+    /// First processes of the known ones, as far as Docker has told.
+    processes: HashMap<String, u32>,
+    /// Those whose first process was seen to end, and when that or Docker's word for it
+    /// came: it may list them for a while.
+    dead: HashMap<String, Instant>,
 }
 
 /// A moment in the index's life.
@@ -43,6 +51,7 @@ impl Index {
         if running {
             inner.running.insert(info.id.clone(), change);
             inner.hollow.remove(&info.id);
+            inner.dead.remove(&info.id);
         }
         inner.hung.remove(&info.id);
         inner.forget(&info.id.clone());
@@ -62,9 +71,21 @@ impl Index {
         self.lock().running.remove(id);
     }
 
+    /// Docker tells of its end. If that is no news, a list that was asked for before may
+    /// still come, with the container in it.
+    pub fn died(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.running.remove(id);
+        inner.processes.remove(id);
+        if let Some(since) = inner.dead.get_mut(id) {
+            *since = Instant::now();
+        }
+    }
+
     pub fn removed(&self, id: &str) {
         let mut inner = self.lock();
         inner.running.remove(id);
+        inner.dead.remove(id);
         inner.forget(id);
         inner.hung.remove(id);
         inner.hollow.remove(id);
@@ -82,6 +103,56 @@ impl Index {
         self.lock().hollow.contains(id)
     }
 
+    /// What Docker says of its first process.
+    pub fn has_process(&self, id: &str, pid: Option<u32>) {
+        let mut inner = self.lock();
+        match pid {
+            Some(pid) if inner.known.contains_key(id) => {
+                inner.processes.insert(id.to_owned(), pid);
+            }
+            _ => {
+                inner.processes.remove(id);
+            }
+        }
+    }
+
+    pub fn first_process(&self, id: &str) -> Option<u32> {
+        self.lock().processes.get(id).copied()
+    }
+
+    /// Its first process was seen to end, and with it all others: the kernel sees to
+    /// that. It counts as ended, whatever Docker lists for a while, until it is told to
+    /// have started.
+    pub fn process_ended(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.running.remove(id);
+        inner.processes.remove(id);
+        inner.dead.insert(id.to_owned(), Instant::now());
+    }
+
+    /// What was seen of an earlier life of it does not hold any more.
+    pub fn starts(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.dead.remove(id);
+        inner.processes.remove(id);
+    }
+
+    /// Whether its first process was seen to end, and Docker may not have noticed yet.
+    pub fn is_dead(&self, id: &str) -> bool {
+        self.lock().is_dead(id)
+    }
+
+    /// What they did meanwhile was not heard.
+    pub fn forget_the_dead(&self) {
+        self.lock().dead.clear();
+    }
+
+    /// Whether it has ended in spite of what Docker lists.
+    pub fn counts_as_ended(&self, id: &str) -> bool {
+        let inner = self.lock();
+        inner.hollow.contains(id) || inner.is_dead(id)
+    }
+
     /// Now, for [`replace_running`](Self::replace_running).
     pub fn mark(&self) -> Mark {
         Mark(self.lock().changes)
@@ -96,8 +167,9 @@ impl Index {
             .running
             .retain(|id, change| *change > mark.0 || listed.contains(id));
         inner.hollow.retain(|id| listed.contains(id));
+        inner.dead.retain(|_, since| since.elapsed() < LATE);
         for id in ids {
-            if !inner.hollow.contains(id) {
+            if !inner.hollow.contains(id) && !inner.is_dead(id) {
                 inner.running.entry(id.clone()).or_insert(mark.0);
             }
         }
@@ -157,6 +229,12 @@ impl Index {
 }
 
 impl Inner {
+    fn is_dead(&self, id: &str) -> bool {
+        self.dead
+            .get(id)
+            .is_some_and(|since| since.elapsed() < LATE)
+    }
+
     fn learn(&mut self, info: Arc<ContainerInfo>) {
         match candidate(&info) {
             Candidate::Of(runs) => {
@@ -172,6 +250,7 @@ impl Inner {
     }
 
     fn forget(&mut self, id: &str) {
+        self.processes.remove(id);
         let Some(info) = self.known.remove(id) else {
             return;
         };
@@ -205,6 +284,38 @@ mod tests {
         let mut ids: Vec<_> = index.running().iter().map(|info| info.id.clone()).collect();
         ids.sort();
         ids
+    }
+
+    #[test]
+    fn a_process_that_ended_is_no_container_that_runs() {
+        let index = Index::default();
+        index.insert(container("a"), true);
+        index.has_process("a", Some(7));
+        index.has_process("b", Some(8));
+        assert_eq!(index.first_process("a"), Some(7));
+        assert_eq!(index.first_process("b"), None, "nobody told of it");
+        index.process_ended("a");
+        let list = || index.replace_running(&["a".to_owned()], index.mark());
+        list();
+        assert!(!index.runs("a") && index.is_dead("a") && index.counts_as_ended("a"));
+        assert_eq!(index.first_process("a"), None);
+        // Looked at once more before Docker has noticed.
+        index.insert(container("a"), false);
+        assert!(index.is_dead("a"));
+        // Docker has, but not when it was asked for the list that comes now.
+        index.died("a");
+        list();
+        assert!(!index.runs("a") && index.is_dead("a"));
+        // Started again.
+        index.starts("a");
+        assert!(!index.is_dead("a"));
+        index.process_ended("a");
+        index.insert(container("a"), true);
+        assert!(index.runs("a") && !index.is_dead("a"));
+        index.process_ended("a");
+        index.forget_the_dead();
+        list();
+        assert!(index.runs("a"));
     }
 
     #[test]

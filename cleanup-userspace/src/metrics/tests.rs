@@ -133,6 +133,7 @@ fn every_series_is_there_from_the_start() {
     }
     for ending in [
         Ending::Term,
+        Ending::Unconfirmed,
         Ending::GraceKill,
         Ending::AgentKill,
         Ending::Kill,

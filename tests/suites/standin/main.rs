@@ -3,6 +3,7 @@
 //! are real; the agent is a stand-in (`cleanup_tests::mesos::standin`).
 
 mod bed;
+mod crowd;
 mod disowned;
 mod everywhere;
 mod races;

@@ -518,9 +518,13 @@ fn report(args: &Args, ours: &[Ours], hook: &[End], docker: &[End]) -> Result<Pa
                 .to_owned(),
             format!(
                 "*Docker alone*: one stop request for each container, all at once on connections that \
-                 are warm, and nothing else; *clean* is its last answer. Whoever asks Docker cannot be \
+                 are warm, and nothing else; *clean* is its last answer. Whoever waits for that cannot be \
                  faster: beside the hook's steps that is {bound:.1} ×."
             ),
+            "The daemon asks Docker for 16 stops at once (`docker.max_stops`), and signals the other \
+             containers itself; what has ended it sees in their cgroups. Docker goes on with its \
+             records for as long as in the turn that is its own."
+                .to_owned(),
             "The hook is timed from the deaths. A real agent calls it last, when the framework has \
              acknowledged every status update."
                 .to_owned(),

@@ -1,0 +1,219 @@
+//! Stops that do not wait for Docker.
+//!
+//! Docker takes its time for each stop, and works off many at a few dozen a second. A
+//! living agent kills what lies beneath a dead executor's cgroup within a second: of a
+//! hundred pods that end at once, most would never see their stop signal. So when Docker
+//! has enough to do ([`DockerConfig::max_stops`](crate::config::DockerConfig::max_stops)),
+//! the first process of a container gets it from here, and that a container has ended is
+//! seen in its cgroup.
+//!
+//! Only where a stop is nothing but that signal: no policy brings the container back, and
+//! it has no stop signal of its own. And only beneath the dead run's cgroup, in the cgroup
+//! that is named after the container, seen there after the process was pinned.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{sleep, timeout};
+
+use super::effects::off_path;
+use super::host::Host;
+use super::pod::Ask;
+use crate::cgroup::RunCgroup;
+use crate::config::Action;
+use crate::process::{Proc, pidfds_work};
+
+/// How often is looked whether a container has ended while Docker does not say so. Two
+/// looks have to agree, and Docker answers within half of this when it is idle.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// The first one: when Docker has the request, and has not sent the signal yet.
+const FIRST_LOOK: Duration = Duration::from_millis(3);
+
+/// The stops that Docker has to do now.
+#[derive(Debug)]
+pub struct Crowd {
+    under_way: AtomicUsize,
+    /// 0: it does them all.
+    most: usize,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    crowd: Arc<Crowd>,
+    before: usize,
+}
+
+impl Crowd {
+    pub fn new(most: u16) -> Arc<Self> {
+        Arc::new(Self {
+            under_way: AtomicUsize::new(0),
+            most: usize::from(most),
+        })
+    }
+
+    pub fn enter(self: &Arc<Self>) -> Place {
+        Place {
+            before: self.under_way.fetch_add(1, Ordering::Relaxed),
+            crowd: Arc::clone(self),
+        }
+    }
+
+    fn is_enough(&self, stops: usize) -> bool {
+        self.most != 0 && stops >= self.most
+    }
+
+    /// Whether Docker has enough to do beside the stop of who asks.
+    fn is_enough_beside_one(&self) -> bool {
+        let others = self.under_way.load(Ordering::Relaxed).saturating_sub(1);
+        self.is_enough(others)
+    }
+}
+
+impl Place {
+    /// Whether Docker had enough to do before this one.
+    pub fn is_one_too_many(&self) -> bool {
+        self.crowd.is_enough(self.before)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.crowd.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// The container's first process got the signal and ended, and all of the container
+    /// with it.
+    Ended,
+    /// It got the signal, and lives on. Or nobody can tell.
+    Outlived,
+    /// Nothing was done: it is Docker's to stop.
+    Not,
+}
+
+/// Sends the stop signal, and waits for the end of the container's first process.
+pub async fn stop(host: &Arc<Host>, ask: &Ask) -> Direct {
+    let grace = host.config().grace;
+    let (own_host, own_ask) = (Arc::clone(host), ask.clone());
+    let signalled = off_path("signal a container", move || {
+        Ok(signal(&own_host, &own_ask)?)
+    });
+    let process = match signalled.await {
+        Ok(Some(process)) => process,
+        Ok(None) => return Direct::Not,
+        Err(error) => {
+            tracing::debug!(docker_id = ask.id, %error, "no signal but Docker's");
+            return Direct::Not;
+        }
+    };
+    tracing::debug!(
+        docker_id = ask.id,
+        pid = process.pid,
+        "signalled without Docker"
+    );
+    match timeout(grace, process.end()).await {
+        Ok(Ok(())) => Direct::Ended,
+        _ => Direct::Outlived,
+    }
+}
+
+/// Completes when a container that Docker was asked to stop has no process any more, and
+/// Docker has too much to do to say so.
+pub async fn ended_unnoticed(host: &Arc<Host>, ask: &Ask) {
+    // Whose processes were never seen where they are looked for is not known by them.
+    let (mut was_there, mut empty) = (false, 0);
+    if !is_ours_to_stop(host, ask) {
+        return std::future::pending().await;
+    }
+    sleep(FIRST_LOOK).await;
+    loop {
+        let (own_host, own_ask) = (Arc::clone(host), ask.clone());
+        let look = off_path("look for processes of a container", move || {
+            Ok(has_processes(&own_host, &own_ask)?)
+        });
+        match look.await {
+            Ok(true) => (was_there, empty) = (true, 0),
+            Ok(false) if was_there => empty += 1,
+            Ok(false) | Err(_) => {}
+        }
+        if empty >= 2 && host.crowd.is_enough_beside_one() {
+            return;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+fn has_processes(host: &Host, ask: &Ask) -> io::Result<bool> {
+    let root = &host.dirs(ask.agent).cgroups_root;
+    let Some(cgroup) = RunCgroup::open(&host.launcher, root, ask.run)? else {
+        return Ok(false);
+    };
+    Ok(!cgroup.container_procs(&ask.id)?.is_empty())
+}
+
+fn is_ours_to_stop(host: &Host, ask: &Ask) -> bool {
+    let info = host.index.get(&ask.id);
+    host.config().action == Action::Stop
+        && info.is_some_and(|info| info.stops_by_term && !info.agents_own)
+}
+
+/// The process that got the signal.
+fn signal(host: &Host, ask: &Ask) -> io::Result<Option<Proc>> {
+    if !is_ours_to_stop(host, ask) {
+        return Ok(None);
+    }
+    // Its end could not be waited for.
+    pidfds_work()?;
+    let root = &host.dirs(ask.agent).cgroups_root;
+    let Some(cgroup) = RunCgroup::open(&host.launcher, root, ask.run)? else {
+        return Ok(None);
+    };
+    let Some(process) = host.index.first_process(&ask.id).and_then(Proc::of) else {
+        return Ok(None);
+    };
+    let sits_there = || {
+        let sits = |pids: Vec<u32>| pids.contains(&process.pid);
+        // Paused, it would have none of its grace period; Docker knows how to stop it.
+        host.may_act()
+            && cgroup.container_procs(&ask.id).is_ok_and(sits)
+            && cgroup
+                .is_container_frozen(&ask.id)
+                .is_ok_and(|frozen| !frozen)
+    };
+    let signalled = process.signal_if(Signal::TERM, sits_there)?;
+    Ok(signalled.then_some(process))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_place_counts_until_it_is_left() {
+        let crowd = Crowd::new(2);
+        let first = crowd.enter();
+        let second = crowd.enter();
+        assert!(!first.is_one_too_many() && !second.is_one_too_many());
+        assert!(!crowd.is_enough_beside_one(), "one of them asks");
+        let third = crowd.enter();
+        assert!(third.is_one_too_many() && crowd.is_enough_beside_one());
+        drop((first, third));
+        assert!(!crowd.is_enough_beside_one());
+        assert!(!crowd.enter().is_one_too_many());
+    }
+
+    #[test]
+    fn docker_may_be_left_all_of_them() {
+        let crowd = Crowd::new(0);
+        let places: Vec<Place> = (0..2_000).map(|_| crowd.enter()).collect();
+        assert!(places.iter().all(|place| !place.is_one_too_many()));
+        assert!(!crowd.is_enough_beside_one());
+    }
+}
