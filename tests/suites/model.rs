@@ -517,7 +517,7 @@ impl Ground for World {
             .collect()
     }
 
-    fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
+    async fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
         self.indexed(run)
     }
 

@@ -32,7 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The first one: when Docker has the request, and has not sent the signal yet.
 const FIRST_LOOK: Duration = Duration::from_millis(3);
 
-/// The stops that Docker has to do now.
+/// The stops that Docker has to do now. Ends that it has yet to notice are as much work to
+/// it, and have to be added by who asks.
 #[derive(Debug)]
 pub struct Crowd {
     under_way: AtomicUsize,
@@ -67,16 +68,16 @@ impl Crowd {
     }
 
     /// Whether Docker has enough to do beside the stop of who asks.
-    fn is_enough_beside_one(&self) -> bool {
+    fn is_enough_beside_one(&self, ends: usize) -> bool {
         let others = self.under_way.load(Ordering::Relaxed).saturating_sub(1);
-        self.is_enough(others)
+        self.is_enough(others + ends)
     }
 }
 
 impl Place {
     /// Whether Docker had enough to do before this one.
-    pub fn is_one_too_many(&self) -> bool {
-        self.crowd.is_enough(self.before)
+    pub fn is_one_too_many(&self, ends: usize) -> bool {
+        self.crowd.is_enough(self.before + ends)
     }
 }
 
@@ -143,7 +144,7 @@ pub async fn ended_unnoticed(host: &Arc<Host>, ask: &Ask) {
             Ok(false) if was_there => empty += 1,
             Ok(false) | Err(_) => {}
         }
-        if empty >= 2 && host.crowd.is_enough_beside_one() {
+        if empty >= 2 && host.crowd.is_enough_beside_one(host.index.untold()) {
             return;
         }
         sleep(LOOK_EVERY).await;
@@ -200,20 +201,22 @@ mod tests {
         let crowd = Crowd::new(2);
         let first = crowd.enter();
         let second = crowd.enter();
-        assert!(!first.is_one_too_many() && !second.is_one_too_many());
-        assert!(!crowd.is_enough_beside_one(), "one of them asks");
+        assert!(!first.is_one_too_many(0) && !second.is_one_too_many(0));
+        assert!(second.is_one_too_many(1), "an end is as much work");
+        assert!(!crowd.is_enough_beside_one(0), "one of them asks");
+        assert!(crowd.is_enough_beside_one(1));
         let third = crowd.enter();
-        assert!(third.is_one_too_many() && crowd.is_enough_beside_one());
+        assert!(third.is_one_too_many(0) && crowd.is_enough_beside_one(0));
         drop((first, third));
-        assert!(!crowd.is_enough_beside_one());
-        assert!(!crowd.enter().is_one_too_many());
+        assert!(!crowd.is_enough_beside_one(0));
+        assert!(!crowd.enter().is_one_too_many(0));
     }
 
     #[test]
     fn docker_may_be_left_all_of_them() {
         let crowd = Crowd::new(0);
         let places: Vec<Place> = (0..2_000).map(|_| crowd.enter()).collect();
-        assert!(places.iter().all(|place| !place.is_one_too_many()));
-        assert!(!crowd.is_enough_beside_one());
+        assert!(places.iter().all(|place| !place.is_one_too_many(2_000)));
+        assert!(!crowd.is_enough_beside_one(2_000));
     }
 }

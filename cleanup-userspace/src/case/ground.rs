@@ -45,7 +45,7 @@ pub trait Ground: Clone + Send + Sync + 'static {
     /// What is known of the pod from memory alone.
     fn indexed(&self, run: &Run) -> Vec<Found>;
     /// What lies beneath the run's cgroup: a look at a directory, and no question.
-    fn beneath_cgroup(&self, run: &Run) -> Vec<Found>;
+    fn beneath_cgroup(&self, run: &Run) -> impl Future<Output = Vec<Found>> + Send;
     /// A container that became active: the run-exact key that joins it.
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found>;
     /// Everything that runs, joined to the run by every key.
@@ -132,8 +132,8 @@ impl Ground for Arc<Host> {
         pod::indexed(self, run)
     }
 
-    fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
-        pod::beneath_cgroup(self, run)
+    async fn beneath_cgroup(&self, run: &Run) -> Vec<Found> {
+        pod::beneath_cgroup(self, run).await
     }
 
     fn joins(&self, run: &Run, info: &ContainerInfo) -> Option<Found> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::direct::{self, Direct};
+use super::effects::off_path;
 use super::host::Host;
 use super::record::Ending;
 use super::{Death, Proof, hollow};
@@ -93,9 +94,16 @@ pub fn indexed(host: &Host, run: &Run) -> Vec<Found> {
 
 /// What the names of the directories beneath the run's cgroup add to that. What
 /// Docker has not told of yet waits for the second wave, which asks.
-pub fn beneath_cgroup(host: &Host, run: &Run) -> Vec<Found> {
-    beneath(host, run)
-        .iter()
+pub async fn beneath_cgroup(host: &Arc<Host>, run: &Run) -> Vec<Found> {
+    let (own_host, own_run) = (Arc::clone(host), run.clone());
+    let look = off_path("look for containers beneath the run's cgroup", move || {
+        Ok(beneath(&own_host, &own_run))
+    });
+    let ids = look.await.unwrap_or_else(|error| {
+        tracing::warn!(container = %run.container, error = format!("{error:#}"), "going on without it");
+        Vec::new()
+    });
+    ids.iter()
         .filter_map(|id| host.index.get(id))
         .map(|info| Found::of(host, &info, JoinKey::Cgroup))
         .collect()
@@ -202,7 +210,7 @@ async fn end(host: &Arc<Host>, ask: &Ask) -> Result<Option<Ending>, DockerError>
     // How long it has had its stop signal.
     let mut signalled = Duration::ZERO;
     let mut place = host.crowd.enter();
-    if place.is_one_too_many() {
+    if place.is_one_too_many(host.index.untold()) {
         drop(place);
         let begin = Instant::now();
         match direct::stop(host, ask).await {

@@ -74,8 +74,8 @@ pub struct Reaper<G> {
 impl<G: Ground> Reaper<G> {
     /// Opens the case and sends the first wave of stop requests before it
     /// returns: no question to Docker, no disk, no lock that another case holds.
-    /// What memory knows of the pod goes first; the look into the run's cgroup, which
-    /// takes as long as all before it, comes after that.
+    /// What memory knows of the pod: a look into the run's cgroup may have to wait for
+    /// whoever removes one, and has no place on the event path.
     pub fn open(
         ground: G,
         case: CaseId,
@@ -101,32 +101,33 @@ impl<G: Ground> Reaper<G> {
             pause: FIRST_PAUSE,
             search_due: 0,
         };
-        // With nothing but the operator's word, a look has to come first.
-        let may_begin = reaper.state.record.death.origin.proof() != Proof::Word
-            && reaper.ground.mode() == Mode::Enforce
-            && reaper.ground.is_excluded(&reaper.state.record.run) == Some(false);
-        let mut asked = reaper.first_wave(indexed, may_begin);
-        let beneath = reaper.ground.beneath_cgroup(&reaper.state.record.run);
-        reaper.state.trust(&beneath);
-        asked |= reaper.first_wave(beneath, may_begin);
-        // Only now: nothing is written down on the way of the first request.
-        let record = &reaper.state.record;
-        reaper
-            .ground
-            .opened(&reaper.ledger, &record.run, &record.death);
-        for (id, container) in &record.containers {
-            reaper.ledger.joined(id, container.key);
-        }
-        if asked {
-            reaper.ledger.step(Step::Stop);
-            reaper.ledger.outcome("asked", None);
-        }
+        reaper.first_wave(indexed);
         (reaper, sender)
     }
 
-    /// Joins what was found, and asks for its end if the case may begin. Returns whether
-    /// it did.
-    fn first_wave(&mut self, found: Vec<Found>, may_begin: bool) -> bool {
+    /// What the names beneath the run's cgroup add to the first wave, and the record of
+    /// it. Only now: nothing is written down on the way of the first request.
+    async fn finish_first_wave(&mut self) {
+        let beneath = self.ground.beneath_cgroup(&self.state.record.run).await;
+        self.state.trust(&beneath);
+        self.first_wave(beneath);
+        let record = &self.state.record;
+        self.ground.opened(&self.ledger, &record.run, &record.death);
+        for (id, container) in &record.containers {
+            self.ledger.joined(id, container.key);
+        }
+        if self.state.is_asked() {
+            self.ledger.step(Step::Stop);
+            self.ledger.outcome("asked", None);
+        }
+    }
+
+    /// Joins what was found, and asks for its end if the case may begin.
+    fn first_wave(&mut self, found: Vec<Found>) {
+        // With nothing but the operator's word, a look has to come first.
+        let may_begin = self.state.record.death.origin.proof() != Proof::Word
+            && self.ground.mode() == Mode::Enforce
+            && self.ground.is_excluded(&self.state.record.run) == Some(false);
         let new = self.state.join(found);
         let asks = may_begin && !new.is_empty() && !self.is_held();
         if asks {
@@ -134,7 +135,6 @@ impl<G: Ground> Reaper<G> {
             self.stop();
             crash::point(Step::Stop, crash::Moment::After);
         }
-        asks
     }
 
     /// For those who want to see what the case is at.
@@ -144,6 +144,7 @@ impl<G: Ground> Reaper<G> {
 
     /// Works until the host was seen clean, or there is no more to be done.
     pub async fn run(mut self) -> Record {
+        self.finish_first_wave().await;
         if self.state.is_asked() {
             self.wait(HEAD_START).await;
         }

@@ -36,7 +36,14 @@ struct Inner {
     processes: HashMap<String, u32>,
     /// Those whose first process was seen to end, and when that or Docker's word for it
     /// came: it may list them for a while.
-    dead: HashMap<String, Instant>,
+    dead: HashMap<String, Dead>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dead {
+    since: Instant,
+    /// Docker has told of it.
+    is_told: bool,
 }
 
 /// A moment in the index's life.
@@ -77,8 +84,11 @@ impl Index {
         let mut inner = self.lock();
         inner.running.remove(id);
         inner.processes.remove(id);
-        if let Some(since) = inner.dead.get_mut(id) {
-            *since = Instant::now();
+        if let Some(dead) = inner.dead.get_mut(id) {
+            *dead = Dead {
+                since: Instant::now(),
+                is_told: true,
+            };
         }
     }
 
@@ -127,7 +137,11 @@ impl Index {
         let mut inner = self.lock();
         inner.running.remove(id);
         inner.processes.remove(id);
-        inner.dead.insert(id.to_owned(), Instant::now());
+        let dead = Dead {
+            since: Instant::now(),
+            is_told: false,
+        };
+        inner.dead.insert(id.to_owned(), dead);
     }
 
     /// What was seen of an earlier life of it does not hold any more.
@@ -140,6 +154,13 @@ impl Index {
     /// Whether its first process was seen to end, and Docker may not have noticed yet.
     pub fn is_dead(&self, id: &str) -> bool {
         self.lock().is_dead(id)
+    }
+
+    /// How many ends Docker has yet to notice.
+    pub fn untold(&self) -> usize {
+        let inner = self.lock();
+        let dead = inner.dead.values();
+        dead.filter(|dead| dead.is_fresh() && !dead.is_told).count()
     }
 
     /// What they did meanwhile was not heard.
@@ -167,7 +188,7 @@ impl Index {
             .running
             .retain(|id, change| *change > mark.0 || listed.contains(id));
         inner.hollow.retain(|id| listed.contains(id));
-        inner.dead.retain(|_, since| since.elapsed() < LATE);
+        inner.dead.retain(|_, dead| dead.is_fresh());
         for id in ids {
             if !inner.hollow.contains(id) && !inner.is_dead(id) {
                 inner.running.entry(id.clone()).or_insert(mark.0);
@@ -228,11 +249,15 @@ impl Index {
     }
 }
 
+impl Dead {
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < LATE
+    }
+}
+
 impl Inner {
     fn is_dead(&self, id: &str) -> bool {
-        self.dead
-            .get(id)
-            .is_some_and(|since| since.elapsed() < LATE)
+        self.dead.get(id).is_some_and(Dead::is_fresh)
     }
 
     fn learn(&mut self, info: Arc<ContainerInfo>) {
@@ -298,6 +323,7 @@ mod tests {
         let list = || index.replace_running(&["a".to_owned()], index.mark());
         list();
         assert!(!index.runs("a") && index.is_dead("a") && index.counts_as_ended("a"));
+        assert_eq!(index.untold(), 1);
         assert_eq!(index.first_process("a"), None);
         // Looked at once more before Docker has noticed.
         index.insert(container("a"), false);
@@ -306,6 +332,7 @@ mod tests {
         index.died("a");
         list();
         assert!(!index.runs("a") && index.is_dead("a"));
+        assert_eq!(index.untold(), 0);
         // Started again.
         index.starts("a");
         assert!(!index.is_dead("a"));
