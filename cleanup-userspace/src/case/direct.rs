@@ -22,7 +22,6 @@ use tokio::time::{sleep, timeout};
 use super::effects::off_path;
 use super::host::Host;
 use super::pod::Ask;
-use crate::cgroup::RunCgroup;
 use crate::config::Action;
 use crate::process::{Proc, pidfds_work};
 
@@ -63,8 +62,13 @@ impl Crowd {
         }
     }
 
+    /// Whether there is anything that Docker need not do.
+    fn is_limited(&self) -> bool {
+        self.most != 0
+    }
+
     fn is_enough(&self, stops: usize) -> bool {
-        self.most != 0 && stops >= self.most
+        self.is_limited() && stops >= self.most
     }
 
     /// Whether Docker has enough to do beside the stop of who asks.
@@ -128,32 +132,35 @@ pub async fn stop(host: &Arc<Host>, ask: &Ask) -> Direct {
 /// Completes when a container that Docker was asked to stop has no process any more, and
 /// Docker has too much to do to say so.
 pub async fn ended_unnoticed(host: &Arc<Host>, ask: &Ask) {
-    // Whose processes were never seen where they are looked for is not known by them.
-    let (mut was_there, mut empty) = (false, 0);
-    if !is_ours_to_stop(host, ask) {
+    if !host.crowd.is_limited() || !is_ours_to_stop(host, ask) {
         return std::future::pending().await;
     }
     sleep(FIRST_LOOK).await;
-    loop {
-        let (own_host, own_ask) = (Arc::clone(host), ask.clone());
-        let look = off_path("look for processes of a container", move || {
-            Ok(has_processes(&own_host, &own_ask)?)
-        });
-        match look.await {
-            Ok(true) => (was_there, empty) = (true, 0),
-            Ok(false) if was_there => empty += 1,
-            Ok(false) | Err(_) => {}
-        }
-        if empty >= 2 && host.crowd.is_enough_beside_one(host.index.untold()) {
-            return;
-        }
+    // Whose processes were never seen where they are looked for is not known by them.
+    while look(host, ask).await != Some(true) {
         sleep(LOOK_EVERY).await;
+    }
+    let mut empty = 0;
+    while empty < 2 {
+        sleep(LOOK_EVERY).await;
+        let is_crowded = host.crowd.is_enough_beside_one(host.index.untold());
+        // In that order: while Docker is in time, nobody has to look.
+        let is_empty = is_crowded && look(host, ask).await == Some(false);
+        empty = if is_empty { empty + 1 } else { 0 };
     }
 }
 
+/// Whether the container has processes; `None`: that cannot be told.
+async fn look(host: &Arc<Host>, ask: &Ask) -> Option<bool> {
+    let (host, ask) = (Arc::clone(host), ask.clone());
+    let look = off_path("look for processes of a container", move || {
+        Ok(has_processes(&host, &ask)?)
+    });
+    look.await.ok()
+}
+
 fn has_processes(host: &Host, ask: &Ask) -> io::Result<bool> {
-    let root = &host.dirs(ask.agent).cgroups_root;
-    let Some(cgroup) = RunCgroup::open(&host.launcher, root, ask.run)? else {
+    let Some(cgroup) = host.launcher_cgroup(ask.agent, ask.run)? else {
         return Ok(false);
     };
     Ok(!cgroup.container_procs(&ask.id)?.is_empty())
@@ -172,8 +179,7 @@ fn signal(host: &Host, ask: &Ask) -> io::Result<Option<Proc>> {
     }
     // Its end could not be waited for.
     pidfds_work()?;
-    let root = &host.dirs(ask.agent).cgroups_root;
-    let Some(cgroup) = RunCgroup::open(&host.launcher, root, ask.run)? else {
+    let Some(cgroup) = host.launcher_cgroup(ask.agent, ask.run)? else {
         return Ok(None);
     };
     let Some(process) = host.index.first_process(&ask.id).and_then(Proc::of) else {

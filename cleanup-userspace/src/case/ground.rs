@@ -58,8 +58,8 @@ pub trait Ground: Clone + Send + Sync + 'static {
     fn runs(&self, id: &str) -> bool;
     /// A container of the pod was seen to have ended.
     fn ended(&self, id: &str);
-    /// Asks for a container's end, for the first time at `asked_ns`: the answer to
-    /// an earlier request may be lost, and what it did is none the less ours.
+    /// Asks for a container's end: the answer to an earlier request may be lost, and
+    /// what it did is none the less ours.
     fn ask_to_end(&self, ask: Ask) -> impl Future<Output = Answer> + Send;
 
     /// With `search`, an executor that is not known yet is looked for, at some cost.

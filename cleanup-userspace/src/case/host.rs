@@ -1,5 +1,6 @@
 //! What cases work on: this host's hierarchies, agents and Docker.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,11 +9,13 @@ use tokio::sync::Semaphore;
 
 use super::brake::{Brake, Word};
 use super::direct::Crowd;
-use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy};
+use crate::cgroup::{CgroupsRoot, Hierarchies, Hierarchy, RunCgroup};
 use crate::config::{AnonymousVolumes, Config, LiveConfig, Mode, Networks};
 use crate::docker::{ContainerInfo, Docker, Index, Lists};
 use crate::journal::Journal;
-use crate::mesos::{AgentDirs, AgentSign, AgentState, AgentWatch, RuntimeDir, running_agent};
+use crate::mesos::{
+    AgentDirs, AgentSign, AgentState, AgentWatch, ContainerId, RuntimeDir, running_agent,
+};
 use crate::metrics::Metrics;
 use crate::process::Proc;
 use crate::reconcile::Nowhere;
@@ -162,6 +165,15 @@ impl Host {
         }
     }
 
+    /// A run's cgroup in the launcher's hierarchy, if there is one.
+    pub(super) fn launcher_cgroup(
+        &self,
+        agent: AgentIndex,
+        run: ContainerId,
+    ) -> io::Result<Option<RunCgroup>> {
+        RunCgroup::open(&self.launcher, &self.dirs(agent).cgroups_root, run)
+    }
+
     /// The configuration that holds now. It may be another one the next time: whoever
     /// has to do with one decision asks once.
     pub fn config(&self) -> Arc<Config> {
@@ -213,7 +225,7 @@ impl Host {
     }
 
     /// The hold file's word, whoever wrote it.
-    pub fn hold_word(&self) -> std::io::Result<Option<Word>> {
+    pub fn hold_word(&self) -> io::Result<Option<Word>> {
         self.brake.word()
     }
 

@@ -9,7 +9,6 @@ use super::effects::off_path;
 use super::host::Host;
 use super::record::Ending;
 use super::{Death, Proof, hollow};
-use crate::cgroup::RunCgroup;
 use crate::config::{Action, Config, LabelJoin, Mode};
 use crate::docker::{
     ContainerInfo, DockerError, JoinKey, LabelEvidence, Listed, RunScope, Stopped, exact_key,
@@ -111,8 +110,8 @@ pub async fn beneath_cgroup(host: &Arc<Host>, run: &Run) -> Vec<Found> {
 
 /// Ids of the containers whose cgroups are directories of the run's.
 fn beneath(host: &Host, run: &Run) -> Vec<String> {
-    let root = &host.dirs(run.agent).cgroups_root;
-    let ids = RunCgroup::open(&host.launcher, root, run.container)
+    let ids = host
+        .launcher_cgroup(run.agent, run.container)
         .and_then(|cgroup| cgroup.map_or_else(|| Ok(Vec::new()), |cgroup| cgroup.docker_ids()));
     let mut ids = ids.unwrap_or_else(|error| {
         tracing::warn!(container = %run.container, %error, "the run's cgroup cannot be read; going on without it");

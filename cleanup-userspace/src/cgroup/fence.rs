@@ -147,11 +147,7 @@ impl RunCgroup {
     /// The run's own processes: those in its cgroup and beneath, but not in a
     /// Docker container's.
     pub fn own_procs(&self) -> io::Result<Vec<u32>> {
-        let mut pids = Vec::new();
-        for cgroup in self.own_tree()? {
-            pids.extend(self.procs(&cgroup)?);
-        }
-        Ok(pids)
+        self.procs_of(&self.own_tree()?)
     }
 
     /// The processes of Docker containers beneath the run's cgroup, except those
@@ -163,26 +159,18 @@ impl RunCgroup {
                 self.walk(Path::new(&name), &mut cgroups, &|_| true, 1)?;
             }
         }
-        let mut pids = Vec::new();
-        for cgroup in cgroups {
-            pids.extend(self.procs(&cgroup)?);
-        }
-        Ok(pids)
+        self.procs_of(&cgroups)
     }
 
     /// The processes of one Docker container beneath the run's cgroup; none if it has no
     /// cgroup there.
     pub fn container_procs(&self, id: &str) -> io::Result<Vec<u32>> {
-        let mut pids = Vec::new();
+        let mut cgroups = Vec::new();
         // By its name, not by a list of the run's cgroups: that waits while one is removed.
         for name in docker_names(id) {
-            let mut cgroups = Vec::new();
             self.walk(Path::new(&name), &mut cgroups, &|_| true, 1)?;
-            for cgroup in cgroups {
-                pids.extend(self.procs(&cgroup)?);
-            }
         }
-        Ok(pids)
+        self.procs_of(&cgroups)
     }
 
     /// Whether one Docker container beneath the run's cgroup is frozen (paused).
@@ -200,6 +188,14 @@ impl RunCgroup {
             }
         }
         Ok(false)
+    }
+
+    fn procs_of(&self, cgroups: &[PathBuf]) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for cgroup in cgroups {
+            pids.extend(self.procs(cgroup)?);
+        }
+        Ok(pids)
     }
 
     /// The processes in one cgroup of the run; none if it does not exist.

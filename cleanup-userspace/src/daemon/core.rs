@@ -221,12 +221,12 @@ impl Core {
         let mut surveys = surveys_every(self.host.config().reconcile_interval);
         surveys.reset_after(SECOND_LOOK);
         tokio::pin!(stop);
-        let asked = self.host.metrics.clone();
+        let metrics = self.host.metrics.clone();
         loop {
             // Each turn of this loop is the sign of life: ticks alone may have to
             // wait behind a flood of exits.
             self.supervisor.alive();
-            self.host.metrics.turned();
+            metrics.turned();
             priority.at_work();
             if quiet && self.handled != handled_before {
                 quiet = false;
@@ -270,7 +270,7 @@ impl Core {
                     self.look();
                     self.guarded(|core| core.begin_survey(Duration::ZERO));
                 }
-                () = asked.asked() => self.look(),
+                () = metrics.asked() => self.look(),
                 _ = signs_of_life.tick(), if pause.is_some() => {}
                 inquiry = feeds.inquiries.next() => self.guarded(|core| core.on_inquiry(inquiry)),
             }

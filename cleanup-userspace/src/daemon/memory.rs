@@ -80,11 +80,10 @@ pub fn unmap_files() {
 /// linker's relocations make it one that was.
 fn is_as_in_file(map: &MemoryMap) -> bool {
     let readable = MMPermissions::READ | MMPermissions::PRIVATE;
-    let is_none = |what| map.extension.map.get(what) == Some(&0);
+    let bytes = |what| map.extension.map.get(what).copied();
     // What was swapped out is not resident, and none the less a changed page. A kernel
     // without swap has no line for it.
-    let swapped = map.extension.map.contains_key("Swap") && !is_none("Swap");
-    let unchanged = is_none("Anonymous") && !swapped;
+    let unchanged = bytes("Anonymous") == Some(0) && bytes("Swap").unwrap_or(0) == 0;
     map.perms - MMPermissions::EXECUTE == readable
         && matches!(map.pathname, MMapPath::Path(_))
         && unchanged

@@ -26,8 +26,8 @@ pub struct ContainerInfo {
     pub agents_own: bool,
     /// A stop of it is SIGTERM for its first process, and no more: no restart policy
     /// brings it back, it has no stop signal of its own, and no process that would outlive
-    /// its first. (The policy can be changed,
-    /// by `docker update`: a container that comes back is stopped through Docker.)
+    /// its first. (`docker update` can change the policy: a container that comes back is
+    /// stopped through Docker.)
     pub stops_by_term: bool,
     /// Ids of the networks that it was attached to when it was looked at; those
     /// of one that has ended stay until it is removed.

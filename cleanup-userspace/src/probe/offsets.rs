@@ -96,9 +96,7 @@ impl Members<'_> {
                 name: format!("{structure}.{}", members.join("/")),
             })
     }
-}
 
-impl Members<'_> {
     /// Offset of a member that only the search for landmarks reads. It finds nothing by a wrong one,
     /// which is better than no probe.
     fn guess(&self, structure: &str, member: &str) -> u32 {
