@@ -156,6 +156,12 @@ impl Store {
              PRAGMA cell_size_check = ON; PRAGMA foreign_keys = ON;",
         )?;
         let is_new = identify(&connection)?;
+        // SQLite itself would only read it from now on.
+        if connection.is_readonly(rusqlite::MAIN_DB)? && may_write(place.path()) {
+            return Err(damaged(
+                "its header names a format of the future".to_owned(),
+            ));
+        }
         if is_new {
             connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL;")?;
         }
@@ -258,6 +264,11 @@ pub(super) fn identify(connection: &Connection) -> Result<bool, StoreError> {
             "it is a database of another program".to_owned(),
         ),
     }
+}
+
+/// Whether the file itself and its file system let us write.
+fn may_write(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// The right tables and, unless it is large, no damage.

@@ -249,6 +249,23 @@ async fn deleted_or_replaced_while_it_runs_it_begins_anew_with_the_open_cases() 
     assert_eq!(journal.stats().set_aside, 1);
 }
 
+/// One damaged byte, and SQLite takes the file for one that it can only read.
+#[tokio::test]
+async fn a_format_of_the_future_is_set_aside() {
+    let (_dir, path) = place();
+    let (journal, _) = open(&path);
+    assert!(journal.close(LONG).await);
+    let mut bytes = fs::read(&path).unwrap();
+    // "File format write version", <https://sqlite.org/fileformat.html>.
+    assert_eq!(bytes[18], 2);
+    bytes[18] = 0xbf;
+    fs::write(&path, bytes).unwrap();
+    let (journal, _) = open(&path);
+    journal.case_opened(CaseId::next(), opening(1));
+    flush(&journal).await;
+    assert_eq!((journal.stats().set_aside, cases(&path).len()), (1, 1));
+}
+
 #[tokio::test]
 async fn another_schema_or_program_is_set_aside() {
     for (sql, word) in [
