@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::{CgroupsRoot, Hierarchy};
@@ -26,6 +28,9 @@ const MAX_DEPTH: usize = 80;
 pub struct RunCgroup {
     /// `<mount>/<cgroups_root>`.
     root: OwnedFd,
+    /// `<container id>` in it, as it was found: what is made anew under this name later is
+    /// not seen through it.
+    own: OwnedFd,
     container: ContainerId,
     hierarchy: Hierarchy,
     root_path: CgroupsRoot,
@@ -69,13 +74,8 @@ impl RunCgroup {
         root: &CgroupsRoot,
         container: ContainerId,
     ) -> io::Result<Option<Self>> {
-        let mount = rustix::fs::open(
-            &hierarchy.mount,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
         let root_fd = match open_beneath(
-            mount.as_fd(),
+            hierarchy.mount_dir()?,
             root.as_path(),
             OFlags::RDONLY | OFlags::DIRECTORY,
         ) {
@@ -83,13 +83,22 @@ impl RunCgroup {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let run = Self {
+        let own = match open_beneath(
+            root_fd.as_fd(),
+            Path::new(container.as_str()),
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        ) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NODEV) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(Self {
             root: root_fd,
+            own,
             container,
             hierarchy: hierarchy.clone(),
             root_path: root.clone(),
-        };
-        Ok(run.exists()?.then_some(run))
+        }))
     }
 
     pub fn hierarchy(&self) -> &Hierarchy {
@@ -99,14 +108,6 @@ impl RunCgroup {
     /// For people and for comparison with `/proc/PID/cgroup`; never opened.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(self.root_path.absolute(self.container.as_str()))
-    }
-
-    pub fn exists(&self) -> io::Result<bool> {
-        match self.open_dir(Path::new("")) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT | Errno::NODEV) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Names of the cgroups directly beneath the run's.
@@ -160,6 +161,18 @@ impl RunCgroup {
             }
         }
         self.procs_of(&cgroups)
+    }
+
+    /// Whether one Docker container has a cgroup beneath the run's.
+    pub fn has_container(&self, id: &str) -> io::Result<bool> {
+        for name in docker_names(id) {
+            match self.open_dir(Path::new(&name)) {
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT | Errno::NODEV) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
     }
 
     /// The processes of one Docker container beneath the run's cgroup; none if it has no
@@ -231,6 +244,9 @@ impl RunCgroup {
         let removed = match below.parent() {
             // The run's own cgroup.
             None => unlinkat(&self.root, name, AtFlags::REMOVEDIR),
+            Some(parent) if parent.as_os_str().is_empty() => {
+                unlinkat(&self.own, name, AtFlags::REMOVEDIR)
+            }
             Some(parent) => match self.open_dir(parent) {
                 Ok(dir) => unlinkat(&dir, name, AtFlags::REMOVEDIR),
                 Err(error) => Err(error),
@@ -267,17 +283,19 @@ impl RunCgroup {
     /// Everything is opened relative to the run's own directory: a path that is
     /// not strictly beneath it cannot be expressed.
     fn open_at(&self, below: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let own = Path::new(self.container.as_str());
         if below.as_os_str().is_empty() {
-            return open_beneath(self.root.as_fd(), own, flags);
+            return openat(&self.own, ".", flags | OFlags::CLOEXEC, Mode::empty());
         }
-        let run = open_beneath(self.root.as_fd(), own, OFlags::PATH | OFlags::DIRECTORY)?;
-        open_beneath(run.as_fd(), below, flags)
+        open_beneath(self.own.as_fd(), below, flags)
     }
 
     fn subdirectories(&self, below: &Path) -> io::Result<Vec<String>> {
         let dir = match self.open_dir(below) {
-            Ok(fd) => Dir::read_from(fd)?,
+            // A cgroup's subdirectories count as its links, beside its name and `.`
+            // (kernfs_refresh_inode; before Linux 3.15 cgroup_create_file): to read the names
+            // of all its files takes longer, and waits for whoever removes a cgroup.
+            Ok(fd) if fstat(&fd)?.st_nlink == 2 => return Ok(Vec::new()),
+            Ok(fd) => Dir::new(fd)?,
             Err(Errno::NOENT | Errno::NODEV) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
@@ -402,11 +420,7 @@ mod tests {
     /// are the same.
     fn host() -> (tempfile::TempDir, Hierarchy) {
         let dir = tempfile::tempdir().unwrap();
-        let hierarchy = Hierarchy {
-            controllers: vec!["freezer".into()],
-            mount: dir.path().join("mnt"),
-            unified: false,
-        };
+        let hierarchy = Hierarchy::new(vec!["freezer".into()], dir.path().join("mnt"), false);
         fs::create_dir_all(hierarchy.mount.join("mesos").join(ID).join(DOCKER)).unwrap();
         fs::create_dir_all(hierarchy.mount.join("mesos").join(ID).join("mesos/child")).unwrap();
         fs::create_dir_all(hierarchy.mount.join("mesos/other")).unwrap();
@@ -422,6 +436,8 @@ mod tests {
         let (_dir, hierarchy) = host();
         let run = open(&hierarchy).unwrap();
         assert_eq!(run.docker_ids().unwrap(), [DOCKER]);
+        assert!(run.has_container(DOCKER).unwrap());
+        assert!(!run.has_container(&DOCKER.replace('0', "1")).unwrap());
         let tree = run.tree().unwrap();
         assert_eq!(tree.len(), 4);
         assert_eq!(tree.last().unwrap(), Path::new(""));
@@ -442,7 +458,6 @@ mod tests {
             assert_eq!(run.remove(&below).unwrap(), Removal::Removed, "{below:?}");
             assert_eq!(run.remove(&below).unwrap(), Removal::Gone, "{below:?}");
         }
-        assert!(!run.exists().unwrap());
         assert!(hierarchy.mount.join("mesos/other").exists());
         assert!(open(&hierarchy).is_none());
     }
@@ -471,14 +486,9 @@ mod tests {
     #[test]
     fn the_fallback_keeps_the_same_fence() {
         let (dir, hierarchy) = host();
-        let mount = rustix::fs::open(
-            &hierarchy.mount,
-            OFlags::PATH | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
-        .unwrap();
+        let mount = hierarchy.mount_dir().unwrap();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        assert!(walk_beneath(mount.as_fd(), Path::new("mesos/other"), flags).is_ok());
+        assert!(walk_beneath(mount, Path::new("mesos/other"), flags).is_ok());
         std::os::unix::fs::symlink(dir.path(), hierarchy.mount.join("mesos/link")).unwrap();
         for bad in [
             "mesos/link",
@@ -487,10 +497,7 @@ mod tests {
             "mesos/../mesos",
             "/etc",
         ] {
-            assert!(
-                walk_beneath(mount.as_fd(), Path::new(bad), flags).is_err(),
-                "{bad}"
-            );
+            assert!(walk_beneath(mount, Path::new(bad), flags).is_err(), "{bad}");
         }
     }
 
