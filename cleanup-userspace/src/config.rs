@@ -351,7 +351,7 @@ impl Default for DockerConfig {
         Self {
             socket: PathBuf::from("/var/run/docker.sock"),
             timeout: Duration::from_secs(20),
-            max_stops: 16,
+            max_stops: 8,
         }
     }
 }

@@ -579,7 +579,13 @@ impl Ground for World {
         }
     }
 
-    async fn look(&self, run: &Run, _death: &Death, _search: bool) -> Result<Look> {
+    async fn look(
+        &self,
+        run: &Run,
+        _death: &Death,
+        _search: bool,
+        _keep: Vec<String>,
+    ) -> Result<Look> {
         let mut state = self.lock();
         if state.random.percent(1) {
             state.tally.faults += 1;

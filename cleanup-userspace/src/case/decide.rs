@@ -89,6 +89,8 @@ pub struct Facts {
     pub kept: usize,
     /// Requests to Docker that are not answered yet.
     pub in_flight: usize,
+    /// Docker was asked what runs, and has not answered.
+    pub sweeping: bool,
     /// How long until a failed request is due again, if one is.
     pub retry_in: Option<Duration>,
     /// How long Docker has owed an answer; `None` if it owes none.
@@ -266,12 +268,13 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
             return Step::KillPod;
         }
         // One container may hang while Docker is well: ask it something else.
-        if silent >= limit / 2 && facts.in_flight > 0 && facts.retry_in.is_none() {
+        let may_ask = !facts.sweeping && facts.retry_in.is_none();
+        if silent >= limit / 2 && facts.in_flight > 0 && may_ask {
             return Step::Sweep;
         }
     }
-    // The second wave does not wait for the first one's answers.
-    if facts.swept == Swept::Never && facts.retry_in.is_none() {
+    // The second wave does not wait for the first one's answers, and nothing for its own.
+    if facts.swept == Swept::Never && !facts.sweeping && facts.retry_in.is_none() {
         return Step::Sweep;
     }
     let may_remove = |kind| may_remove(kind, facts.agent, facts.ownership, policy.teardown);
@@ -283,29 +286,33 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
             stuck_or(facts, policy, Waiting::AgentKills)
         };
     }
+    let is_old = matches!(facts.swept, Swept::Never | Swept::Early);
+    let removable = facts.directories.iter().any(|kind| may_remove(*kind));
+    let nothing_runs = facts.quiet_for.is_some() && facts.in_flight == 0 && facts.kept == 0;
+    // Where nothing of the pod runs, Docker need not have said so: it takes seconds when
+    // it has much to do. Beneath what runs, empty cgroups are no less its own.
+    let nobody_there = facts.pod_processes == 0 || !is_old;
+    if removable && !facts.busy && nothing_runs && nobody_there {
+        return Step::Remove { agents };
+    }
     if facts.in_flight > 0 || facts.retry_in.is_some() {
         return Step::Wait(Waiting::Docker);
     }
     let Some(quiet_for) = facts.quiet_for else {
         // A container runs that is neither asked nor to be asked: look again.
-        return Step::Sweep;
+        return sweep(facts);
     };
-    if facts.swept == Swept::Early {
-        return Step::Sweep;
+    if is_old {
+        return sweep(facts);
     }
     if facts.kept > 0 {
         return Step::Wait(Waiting::Kept);
-    }
-
-    let removable = facts.directories.iter().any(|kind| may_remove(*kind));
-    if removable && !facts.busy {
-        return Step::Remove { agents };
     }
     if quiet_for < policy.settle {
         return Step::Wait(Waiting::Settle);
     }
     if facts.swept != Swept::Settled {
-        return Step::Sweep;
+        return sweep(facts);
     }
     if facts.directories.is_empty() {
         return Step::Close(Outcome::Clean);
@@ -333,6 +340,15 @@ pub fn may_remove(
     let done = agent == AgentState::Absent || ownership == Ownership::Done;
     let agents = done || teardown == Teardown::Immediate;
     agent != AgentState::Recovering && (agents || kind == Directory::Dockers)
+}
+
+/// One list at a time.
+fn sweep(facts: &Facts) -> Step {
+    if facts.sweeping {
+        Step::Wait(Waiting::Docker)
+    } else {
+        Step::Sweep
+    }
 }
 
 fn stuck_or(facts: &Facts, policy: &Policy, waiting: Waiting) -> Step {

@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use super::effects::off_path;
 use super::host::Host;
 use super::pod::Ask;
+use crate::cgroup::RunCgroup;
 use crate::config::Action;
 use crate::process::{Proc, pidfds_work};
 
@@ -135,9 +136,14 @@ pub async fn ended_unnoticed(host: &Arc<Host>, ask: &Ask) {
     if !host.crowd.is_limited() || !is_ours_to_stop(host, ask) {
         return std::future::pending().await;
     }
+    // What never had a cgroup where it is looked for is not known by what is in it; nor is
+    // what is only about to be started, as far as Docker has told.
+    let was_there = match host.index.first_process(&ask.id) {
+        Some(_) => RunCgroup::has_container,
+        None => has_processes,
+    };
     sleep(FIRST_LOOK).await;
-    // Whose processes were never seen where they are looked for is not known by them.
-    while look(host, ask).await != Some(true) {
+    while look(host, ask, was_there).await != Some(true) {
         sleep(LOOK_EVERY).await;
     }
     let mut empty = 0;
@@ -145,25 +151,27 @@ pub async fn ended_unnoticed(host: &Arc<Host>, ask: &Ask) {
         sleep(LOOK_EVERY).await;
         let is_crowded = host.crowd.is_enough_beside_one(host.index.untold());
         // In that order: while Docker is in time, nobody has to look.
-        let is_empty = is_crowded && look(host, ask).await == Some(false);
+        let is_empty = is_crowded && look(host, ask, has_processes).await == Some(false);
         empty = if is_empty { empty + 1 } else { 0 };
     }
 }
 
-/// Whether the container has processes; `None`: that cannot be told.
-async fn look(host: &Arc<Host>, ask: &Ask) -> Option<bool> {
+/// Whether something is so of the container; `None`: that cannot be told.
+async fn look(
+    host: &Arc<Host>,
+    ask: &Ask,
+    is_so: fn(&RunCgroup, &str) -> io::Result<bool>,
+) -> Option<bool> {
     let (host, ask) = (Arc::clone(host), ask.clone());
     let look = off_path("look for processes of a container", move || {
-        Ok(has_processes(&host, &ask)?)
+        let cgroup = host.launcher_cgroup(ask.agent, ask.run)?;
+        Ok(cgroup.map_or(Ok(false), |cgroup| is_so(&cgroup, &ask.id))?)
     });
     look.await.ok()
 }
 
-fn has_processes(host: &Host, ask: &Ask) -> io::Result<bool> {
-    let Some(cgroup) = host.launcher_cgroup(ask.agent, ask.run)? else {
-        return Ok(false);
-    };
-    Ok(!cgroup.container_procs(&ask.id)?.is_empty())
+fn has_processes(cgroup: &RunCgroup, id: &str) -> io::Result<bool> {
+    Ok(!cgroup.container_procs(id)?.is_empty())
 }
 
 fn is_ours_to_stop(host: &Host, ask: &Ask) -> bool {

@@ -32,7 +32,7 @@ pub struct Look {
     /// Something shows that it lives; looked for if the operator's word is the only
     /// proof of its death.
     pub shows_life: bool,
-    /// Processes in Docker's cgroups beneath the run's.
+    /// Processes in Docker's cgroups beneath the run's, without those that are kept.
     pub pod_processes: usize,
     pub agent: AgentState,
     /// The container is in the agent's runtime directory; `None`: that cannot be
@@ -45,12 +45,14 @@ pub struct Look {
 /// Looks at the run's cgroups and processes, and at its agent.
 ///
 /// With `search`, an executor that is not known is looked for in the agent's work
-/// directory: as many lookups as the agent has known executors.
+/// directory: as many lookups as the agent has known executors. Processes of the
+/// containers in `keep` are not counted.
 pub async fn look(
     host: &Arc<Host>,
     run: &Run,
     death: &Death,
     search: bool,
+    keep: Vec<String>,
 ) -> anyhow::Result<Look> {
     let (host, run, death) = (Arc::clone(host), run.clone(), death.clone());
     off_path("look at the run's cgroups", move || {
@@ -63,7 +65,7 @@ pub async fn look(
         let agent = &host.agents[run.agent];
         let mut pod_processes = 0;
         for cgroup in cgroups.iter().filter(|c| *c.hierarchy() == host.launcher) {
-            pod_processes += cgroup.docker_procs(&[])?.len();
+            pod_processes += cgroup.docker_procs(&keep)?.len();
         }
         Ok(Look {
             pod_processes,

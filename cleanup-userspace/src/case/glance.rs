@@ -63,11 +63,8 @@ impl Glance {
         self.lock().trouble = Some(format!("{error:#}"));
     }
 
-    pub(super) fn succeeded(&self, step: Step) {
-        // That it waits says nothing of what it waits for.
-        if !matches!(step, Step::Wait(_)) {
-            self.lock().trouble = None;
-        }
+    pub(super) fn succeeded(&self) {
+        self.lock().trouble = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {

@@ -63,11 +63,13 @@ pub trait Ground: Clone + Send + Sync + 'static {
     fn ask_to_end(&self, ask: Ask) -> impl Future<Output = Answer> + Send;
 
     /// With `search`, an executor that is not known yet is looked for, at some cost.
+    /// Processes of the containers in `keep` are not counted.
     fn look(
         &self,
         run: &Run,
         death: &Death,
         search: bool,
+        keep: Vec<String>,
     ) -> impl Future<Output = anyhow::Result<Look>> + Send;
     /// Begins to remove the empty directories of the run; the task's result is
     /// how many went.
@@ -156,8 +158,14 @@ impl Ground for Arc<Host> {
         pod::ask_to_end(self, ask).await
     }
 
-    async fn look(&self, run: &Run, death: &Death, search: bool) -> anyhow::Result<Look> {
-        effects::look(self, run, death, search).await
+    async fn look(
+        &self,
+        run: &Run,
+        death: &Death,
+        search: bool,
+        keep: Vec<String>,
+    ) -> anyhow::Result<Look> {
+        effects::look(self, run, death, search, keep).await
     }
 
     fn begin_removal(

@@ -19,6 +19,8 @@ pub struct Ledger {
     seq: u32,
     /// The step that has begun and not ended.
     current: Option<Step>,
+    /// The list that Docker has not answered.
+    listing: Option<u32>,
     /// `None`: it is counted nowhere.
     meter: Option<CaseMeter>,
 }
@@ -31,6 +33,7 @@ impl Ledger {
             case,
             seq: 0,
             current: None,
+            listing: None,
             meter: Some(CaseMeter::new(metrics)),
         }
     }
@@ -42,6 +45,7 @@ impl Ledger {
             case: CaseId::next(),
             seq: 0,
             current: None,
+            listing: None,
             meter: None,
         }
     }
@@ -98,6 +102,11 @@ impl Ledger {
         if self.current == Some(step) {
             return;
         }
+        if matches!(step, Step::Close(_))
+            && let Some(seq) = self.listing.take()
+        {
+            self.journal.step_ended(self.case, seq, "over", None);
+        }
         // A wait is over when something else begins.
         if self.current.is_some() {
             self.step_ended("over", None);
@@ -119,6 +128,21 @@ impl Ledger {
     pub fn outcome(&mut self, outcome: &'static str, error: Option<&str>) {
         if !matches!(self.current, None | Some(Step::Wait(_))) {
             self.step_ended(outcome, error);
+        }
+    }
+
+    /// The current step is a list that is asked for: what comes does not wait for it.
+    pub fn listing(&mut self) {
+        if self.current.take().is_some() {
+            self.listing = Some(self.seq);
+        }
+    }
+
+    /// What became of that.
+    pub fn listed(&mut self, error: Option<&str>) {
+        if let Some(seq) = self.listing.take() {
+            let outcome = error.map_or("listed", |_| "failed");
+            self.journal.step_ended(self.case, seq, outcome, error);
         }
     }
 

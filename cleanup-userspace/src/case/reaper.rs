@@ -1,5 +1,7 @@
 //! Carries a case out: looks, decides, does one step, looks again.
 
+mod waiting;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::complaints::Complaints;
-use super::decide::{Facts, Outcome, Policy, Step, Waiting, decide};
+use super::decide::{Facts, Outcome, Policy, Step, decide};
 use super::effects::{Look, WORK_DEADLINE};
 use super::glance::Glance;
 use super::ground::Ground;
@@ -42,6 +44,8 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(5);
 pub enum CaseMessage {
     /// Docker's answer to a request of this case.
     Answered(Answer),
+    /// Docker's answer to what runs, joined to this run.
+    Swept(anyhow::Result<Vec<Found>>),
     /// A container that names this run was created or started after its death.
     Active(Arc<ContainerInfo>),
     /// The hook named an executor: maybe this one.
@@ -128,7 +132,7 @@ impl<G: Ground> Reaper<G> {
         let may_begin = self.state.record.death.origin.proof() != Proof::Word
             && self.ground.mode() == Mode::Enforce
             && self.ground.is_excluded(&self.state.record.run) == Some(false);
-        let new = self.state.join(found);
+        let new = self.state.join(found, self.ground.now_ns());
         let asks = may_begin && !new.is_empty() && !self.is_held();
         if asks {
             crash::point(Step::Stop, crash::Moment::Before);
@@ -184,13 +188,16 @@ impl<G: Ground> Reaper<G> {
                     self.stop();
                     Ok("asked")
                 }
-                Step::Sweep => self.sweep(patience(&facts, &policy)).await,
+                Step::Sweep => {
+                    self.sweep();
+                    self.ledger.listing();
+                    Ok("asked")
+                }
                 Step::KillPod => self.kill_pod(&facts).await,
                 Step::EndStragglers => self.end_stragglers(&look).await,
                 Step::Remove { agents } => self.remove(agents).await,
                 Step::Wait(waiting) => {
-                    let wait = self.pace(waiting, &facts, &policy);
-                    self.wait(wait.max(FIRST_PAUSE)).await;
+                    self.wait_for(waiting, &facts, &policy).await;
                     Ok("waited")
                 }
                 Step::Close(outcome) => {
@@ -202,7 +209,10 @@ impl<G: Ground> Reaper<G> {
             };
             match done {
                 Ok(outcome) => {
-                    self.glance.succeeded(step);
+                    // That it waits or asks says nothing of what comes of that.
+                    if !matches!(step, Step::Wait(_) | Step::Sweep) {
+                        self.glance.succeeded();
+                    }
                     self.ledger.outcome(outcome, None);
                 }
                 Err(error) => {
@@ -223,9 +233,12 @@ impl<G: Ground> Reaper<G> {
             self.wait(SLOW_PAUSE).await;
             return false;
         }
-        if let Err(error) = self.sweep(Duration::MAX).await {
-            let now = self.ground.now_ns();
-            self.complaints.in_the_way("sweep", &error, now);
+        self.sweep();
+        while self.state.is_sweeping() {
+            self.wait(SLOW_PAUSE).await;
+            if self.handing_over {
+                return false;
+            }
         }
         let directories = match self.look().await {
             Ok(look) => look.hierarchies,
@@ -285,13 +298,16 @@ impl<G: Ground> Reaper<G> {
     }
 
     async fn look(&mut self) -> anyhow::Result<Look> {
+        self.count_removed().await;
         let record = &self.state.record;
         let now = self.ground.now_ns();
         let search = record.run.identity.is_none() && self.search_due <= now;
         if search {
             self.search_due = now + nanos(SEARCH_PAUSE);
         }
-        let look = self.ground.look(&record.run, &record.death, search).await?;
+        let kept = self.state.kept();
+        let look = self.ground.look(&record.run, &record.death, search, kept);
+        let look = look.await?;
         let verified = self.ground.is_verified(&record.run);
         self.state.looked(&look, verified);
         Ok(look)
@@ -341,62 +357,76 @@ impl<G: Ground> Reaper<G> {
         }
     }
 
-    /// The second wave: everything that runs, joined by every key. Docker's own time
-    /// limit holds, or `patience` if that is shorter.
-    async fn sweep(&mut self, patience: Duration) -> anyhow::Result<&'static str> {
-        let began = self.ground.now_ns();
-        let record = &self.state.record;
-        let discovery = self.ground.discover(&record.run, &record.death);
-        let found = match tokio::time::timeout(patience, discovery).await {
-            Ok(found) => found.map_err(Into::into),
-            Err(_) => Err(anyhow::anyhow!(
-                "Docker did not say within {patience:?} what runs"
-            )),
-        };
-        match found {
-            Ok(found) => {
-                self.state.sweep_succeeded(began, self.ground.now_ns());
-                self.join(found);
-                Ok("listed")
-            }
-            Err(error) => {
-                self.state.sweep_failed(self.ground.now_ns());
-                Err(error)
-            }
+    /// The second wave: Docker is asked for everything that runs, and that is joined by
+    /// every key.
+    fn sweep(&mut self) {
+        if self.state.is_sweeping() {
+            return;
         }
+        self.state.sweep_began(self.ground.now_ns());
+        let (ground, sender) = (self.ground.clone(), self.sender.clone());
+        let record = &self.state.record;
+        let (run, death) = (record.run.clone(), record.death.clone());
+        let list = tokio::spawn(async move { ground.discover(&run, &death).await });
+        tokio::spawn(async move {
+            // A case that got no answer at all would wait for it for ever.
+            let found = list.await.map_err(Into::into);
+            let found = found.and_then(|found| found.map_err(Into::into));
+            // A closed inbox: the case was handed over.
+            let _ = sender.send(CaseMessage::Swept(found));
+        });
     }
 
-    fn join(&mut self, found: Vec<Found>) {
-        for found in self.state.join(found) {
+    fn join(&mut self, found: Vec<Found>, as_of: u64) {
+        for found in self.state.join(found, as_of) {
             self.ledger.joined(&found.id, found.key);
         }
     }
 
     /// Removes what may be removed.
     async fn remove(&mut self, agents: bool) -> anyhow::Result<&'static str> {
-        let record = &mut self.state.record;
         let mut work = self.removal.take().unwrap_or_else(|| {
+            let record = &self.state.record;
             self.ground
                 .begin_removal(&record.run, &record.death, agents)
         });
-        let removed = match tokio::time::timeout(WORK_DEADLINE, &mut work).await {
-            Ok(done) => done.map_err(Into::into).and_then(|removed| removed),
-            Err(_) => {
-                // Never a second one beside it: each could hang a thread.
-                self.removal = Some(work);
-                Err(anyhow::anyhow!(
-                    "a removal of its cgroups hangs in the kernel"
-                ))
+        let until = tokio::time::Instant::now() + WORK_DEADLINE;
+        let removed = loop {
+            tokio::select! {
+                done = &mut work => break done.map_err(Into::into).and_then(|removed| removed),
+                Some(message) = self.inbox.recv() => {
+                    self.take(message);
+                    if self.has_news() {
+                        self.removal = Some(work);
+                        return Ok("interrupted");
+                    }
+                }
+                () = tokio::time::sleep_until(until) => {
+                    // Never a second one beside it: each could hang a thread.
+                    self.removal = Some(work);
+                    break Err(anyhow::anyhow!(
+                        "a removal of its cgroups waits for many others, or hangs in the kernel"
+                    ));
+                }
             }
         };
         if let Ok(removed @ 1..) = removed {
-            record.directories_removed += removed;
+            self.state.record.directories_removed += removed;
             self.pause = FIRST_PAUSE;
             return Ok("removed");
         }
         self.pause = slower(self.pause);
         self.state.busy_until = Some(self.ground.now_ns() + nanos(self.pause));
         removed.map(|_| "busy")
+    }
+
+    /// What a removal came to that was left to itself, once it is over.
+    async fn count_removed(&mut self) {
+        if let Some(work) = self.removal.take_if(|work| work.is_finished())
+            && let Ok(Ok(removed)) = work.await
+        {
+            self.state.record.directories_removed += removed;
+        }
     }
 
     async fn end_stragglers(&mut self, look: &Look) -> anyhow::Result<&'static str> {
@@ -430,110 +460,6 @@ impl<G: Ground> Reaper<G> {
         self.state.record.processes_ended += ended?;
         Ok("killed")
     }
-
-    // ---- waiting
-
-    /// How long to wait before the next look, if nothing happens meanwhile.
-    fn pace(&mut self, waiting: Waiting, facts: &Facts, policy: &Policy) -> Duration {
-        let now = self.ground.now_ns();
-        match waiting {
-            Waiting::Settle => {
-                let settled = policy
-                    .settle
-                    .saturating_sub(facts.quiet_for.unwrap_or_default());
-                // What is busy is tried again meanwhile.
-                if facts.busy {
-                    settled.min(self.pause)
-                } else {
-                    settled
-                }
-            }
-            // An answer comes as a message.
-            Waiting::Docker => {
-                let fallback = policy.fallback_after.zip(facts.docker_silent_for);
-                let fallback = fallback.map_or(SLOW_PAUSE, |(limit, silent)| {
-                    limit.saturating_sub(silent).max(LONGEST_PAUSE)
-                });
-                facts
-                    .retry_in
-                    .unwrap_or(SLOW_PAUSE)
-                    .min(SLOW_PAUSE)
-                    .min(fallback)
-            }
-            Waiting::AgentStuck => {
-                self.complaints.of_the_agent(facts, now);
-                SLOW_PAUSE
-            }
-            Waiting::Busy => {
-                if facts.age >= policy.agent_deadline {
-                    let cgroup = self.ground.cgroup_path(&self.state.record.run);
-                    self.complaints.of_busy_cgroups(&cgroup, facts, now);
-                }
-                self.pause
-            }
-            Waiting::Release => {
-                self.complaints.of_the_hold(facts, now);
-                LONGEST_PAUSE
-            }
-            Waiting::Identity => {
-                self.complaints.of_the_identity(now);
-                LONGEST_PAUSE
-            }
-            Waiting::Kept => SLOW_PAUSE,
-            Waiting::AgentKills | Waiting::AgentDestroys => {
-                self.pause = slower(self.pause);
-                self.pause
-            }
-        }
-    }
-
-    /// Sleeps until something happens, at most for `limit`.
-    async fn wait(&mut self, limit: Duration) {
-        if let Ok(Some(message)) = tokio::time::timeout(limit, self.inbox.recv()).await {
-            self.take(message);
-        }
-    }
-
-    fn take_messages(&mut self) {
-        while let Ok(message) = self.inbox.try_recv() {
-            self.take(message);
-        }
-    }
-
-    fn take(&mut self, message: CaseMessage) {
-        match message {
-            CaseMessage::Answered(answer) => self.take_answer(answer),
-            CaseMessage::Active(info) => {
-                let found = self.ground.joins(&self.state.record.run, &info);
-                self.join(found.into_iter().collect());
-            }
-            CaseMessage::Requested(request) => {
-                let record = &mut self.state.record;
-                let identity = record.run.identity.as_ref();
-                if identity.is_some_and(|identity| request.names(identity)) {
-                    record.told_by_hook = true;
-                    self.ledger.told_by_hook();
-                }
-            }
-            CaseMessage::Nudge => self.state.retry_now(self.ground.now_ns()),
-            CaseMessage::HandOver => self.handing_over = true,
-        }
-    }
-
-    fn take_answer(&mut self, answer: Answer) {
-        if let Some(ending) = self.state.answered(&answer) {
-            self.ground.ended(&answer.id);
-            if let Some(container) = self.state.record.containers.get(&answer.id) {
-                let (asked, ended) = (container.asked_ns, container.ended_ns);
-                self.ledger.ended(&answer.id, ending, asked, ended);
-            }
-        }
-        if let Err(error) = answer.outcome {
-            let (now, error) = (self.ground.now_ns(), error.into());
-            self.glance.failed(&error);
-            self.complaints.in_the_way("docker", &error, now);
-        }
-    }
 }
 
 impl From<Outcome> for CaseResult {
@@ -548,16 +474,4 @@ impl From<Outcome> for CaseResult {
 
 fn slower(pause: Duration) -> Duration {
     (pause * 3 / 2).min(LONGEST_PAUSE)
-}
-
-/// How long Docker may take to say what runs: not longer than until the fallback's time
-/// has come, if there is something for it to end.
-fn patience(facts: &Facts, policy: &Policy) -> Duration {
-    let silent = facts.docker_silent_for.unwrap_or_default();
-    match policy.fallback_after {
-        Some(limit) if facts.pod_processes > 0 && silent < limit => {
-            (limit - silent).max(LONGEST_PAUSE)
-        }
-        _ => Duration::MAX,
-    }
 }

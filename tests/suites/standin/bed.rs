@@ -30,6 +30,10 @@ pub const MISSED: &str = "a run was over before it was learnt; looking at everyt
 
 pub const UNKNOWN: &str = "unknown run: left alone";
 
+/// Counts its stop signals: one makes it end, a second later.
+pub const COUNTING: &str = "trap 'echo term; told=1' TERM; \
+                            until [ \"$told\" ]; do sleep 0.02; done; sleep 1";
+
 /// The host of one test. Dropped from top to bottom.
 pub struct Bed {
     pub watcher: Watcher,

@@ -7,14 +7,10 @@ use cleanup_tests::mesos::standin::StandInRun;
 use cleanup_tests::{bins, command, wait};
 use serde_json::Value;
 
-use crate::bed::{Bed, SOON};
+use crate::bed::{Bed, COUNTING, SOON};
 
 /// Docker's share is one container.
 const CROWDED: &str = "docker.max_stops = 1";
-
-/// Counts its stop signals: one makes it end, a second later.
-const COUNTING: &str = "trap 'echo term; told=1' TERM; \
-                        until [ \"$told\" ]; do sleep 0.02; done; sleep 1";
 
 impl Bed {
     /// Kills the executor once the daemon knows all of its pod, and returns the case.

@@ -11,12 +11,12 @@ mod races;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use cleanup_tests::docker::{IGNORING_TERM, OBEDIENT};
+use cleanup_tests::docker::{IGNORING_TERM, IMAGE, OBEDIENT};
 use cleanup_tests::host::Probe;
 use cleanup_tests::mesos::standin::{CgroupLayout, Step};
 use cleanup_tests::wait;
 
-use bed::{Bed, PATIENT, SOON, STUCK};
+use bed::{Bed, COUNTING, PATIENT, SOON, STUCK};
 
 cleanup_tests::under_each_probe! {
     v2_leaf_layout,
@@ -88,6 +88,47 @@ fn destroy_that_is_stuck_until_the_agent_goes() -> Result<()> {
     }
     neighbour.executor()?.kill();
     bed.ensure_clean(&neighbour)
+}
+
+/// A case that is open for longer than Docker may be silent, since its agent is: Docker was
+/// not asked meanwhile, and a container that comes late gets its stop signal as any other.
+#[test]
+fn waiting_for_the_agent_is_no_silence_of_docker() -> Result<()> {
+    let bed = Bed::start(
+        "late",
+        "agent_deadline = \"5s\"\ndocker_fallback = \"cgroup-kill\"\ndocker_deadline = \"1s\"",
+    )?;
+    let run = bed.launch("E")?;
+    let first = bed.start_container(&run, OBEDIENT)?;
+    // Created while the executor lives, and started long after its death.
+    let parent = format!("--cgroup-parent={}", run.cgroup_parent());
+    let create = [
+        "create",
+        "--network=none",
+        &parent,
+        IMAGE,
+        "sh",
+        "-c",
+        COUNTING,
+    ];
+    let late = bed.docker.docker(&create)?;
+    run.executor()?.kill();
+    bed.wait_stopped(&first)?;
+    bed.watcher.wait_message_of(run.container_id(), STUCK)?;
+    bed.docker.docker(&["start", &late])?;
+    bed.wait_stopped(&late)?;
+    bed.agent.destroy(&run).finish()?;
+    bed.ensure_clean(&run)?;
+    let case = bed.watcher.wait_case(run.container_id())?;
+    // Its shell may have been stopped before it had set its trap.
+    let endings = ["2 term", "1 grace_kill, 1 term"];
+    ensure!(
+        case["endings"]
+            .as_str()
+            .is_some_and(|ended| endings.contains(&ended)),
+        "{case}"
+    );
+    Ok(())
 }
 
 /// The agent's destroy fails half-way, for good. It is restarted, and recovers.

@@ -101,7 +101,7 @@ pub(super) fn measure(scale: Scale) -> Result<Part> {
         },
         Scale::Full => Args {
             executors: 100,
-            rounds: 2,
+            rounds: 3,
         },
     })
 }
@@ -521,9 +521,10 @@ fn report(args: &Args, ours: &[Ours], hook: &[End], docker: &[End]) -> Result<Pa
                  are warm, and nothing else; *clean* is its last answer. Whoever waits for that cannot be \
                  faster: beside the hook's steps that is {bound:.1} ×."
             ),
-            "The daemon asks Docker for 16 stops at once (`docker.max_stops`), and signals the other \
+            "The daemon asks Docker for 8 stops at once (`docker.max_stops`), and signals the other \
              containers itself; what has ended it sees in their cgroups. Docker goes on with its \
-             records for as long as in the turn that is its own."
+             records for as long as in the turn that is its own: the last to end is mostly one of \
+             those that were its to stop."
                 .to_owned(),
             "The hook is timed from the deaths. A real agent calls it last, when the framework has \
              acknowledged every status update."

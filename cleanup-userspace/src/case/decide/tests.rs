@@ -22,6 +22,7 @@ fn quiet() -> Facts {
         docker_silent_for: None,
         pod_processes: 0,
         in_flight: 0,
+        sweeping: false,
         retry_in: None,
         quiet_for: Some(Duration::from_millis(10)),
         swept: Swept::Quiet,
@@ -58,6 +59,28 @@ fn the_usual_way() {
                 ..quiet()
             },
             Step::Sweep,
+        ),
+        (
+            "one list at a time",
+            Facts {
+                in_flight: 3,
+                sweeping: true,
+                quiet_for: None,
+                swept: Swept::Never,
+                ..quiet()
+            },
+            Step::Wait(Waiting::Docker),
+        ),
+        (
+            "the creators' end does not wait for a list",
+            Facts {
+                own_processes: 2,
+                sweeping: true,
+                swept: Swept::Never,
+                ownership: Ownership::Done,
+                ..quiet()
+            },
+            Step::EndStragglers,
         ),
         (
             "creators live",
@@ -104,6 +127,46 @@ fn the_usual_way() {
             Step::Remove { agents: false },
         ),
         (
+            "and they do not wait for a list",
+            Facts {
+                directories: vec![Directory::Dockers],
+                sweeping: true,
+                swept: Swept::Never,
+                ..quiet()
+            },
+            Step::Remove { agents: false },
+        ),
+        (
+            "nor for a Docker that is away",
+            Facts {
+                directories: vec![Directory::Dockers],
+                retry_in: Some(Duration::from_secs(1)),
+                swept: Swept::Never,
+                ..quiet()
+            },
+            Step::Remove { agents: false },
+        ),
+        (
+            "but where something runs, Docker has to say that it is not its own",
+            Facts {
+                directories: vec![Directory::Dockers],
+                pod_processes: 1,
+                swept: Swept::Early,
+                ..quiet()
+            },
+            Step::Sweep,
+        ),
+        (
+            "nor does the list wait for them",
+            Facts {
+                directories: vec![Directory::Dockers],
+                busy: true,
+                swept: Swept::Early,
+                ..quiet()
+            },
+            Step::Sweep,
+        ),
+        (
             "the agent's are the agent's",
             quiet(),
             Step::Wait(Waiting::Settle),
@@ -115,6 +178,15 @@ fn the_usual_way() {
                 ..quiet()
             },
             Step::Sweep,
+        ),
+        (
+            "settled, and Docker was asked",
+            Facts {
+                quiet_for: long,
+                sweeping: true,
+                ..quiet()
+            },
+            Step::Wait(Waiting::Docker),
         ),
         (
             "agent at work",
@@ -336,6 +408,15 @@ fn the_usual_way() {
             Step::Stop,
         ),
         (
+            "Docker says what runs beside what is kept",
+            Facts {
+                kept: 1,
+                swept: Swept::Early,
+                ..quiet()
+            },
+            Step::Sweep,
+        ),
+        (
             "a kept container keeps its cgroups",
             Facts {
                 kept: 1,
@@ -392,6 +473,17 @@ fn a_docker_that_stays_away() {
     ] {
         assert_eq!(decide(&facts, &policy), step, "{facts:?}");
     }
+    let asked = Facts {
+        sweeping: true,
+        ..hanging(30, 1, None)
+    };
+    assert_eq!(decide(&asked, &policy), Step::Wait(Waiting::Docker));
+    let silent_list = Facts {
+        sweeping: true,
+        swept: Swept::Never,
+        ..hanging(60, 0, None)
+    };
+    assert_eq!(decide(&silent_list, &policy), Step::KillPod);
     let over = Facts {
         pod_processes: 0,
         ..hanging(60, 1, Some(3))
@@ -481,8 +573,8 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
     ];
     let mut states = 0u64;
     // The digits of a number in mixed radix: one for each fact.
-    let radix = [4, 3, 2, 2, 2, 2, 2, 4, 2, 4, 4, 2, 3, 3, 4, 2, 2];
-    let mut digits = [0usize; 17];
+    let radix = [4, 3, 2, 2, 2, 2, 2, 2, 4, 2, 4, 4, 2, 3, 3, 4, 2, 2];
+    let mut digits = [0usize; 18];
     loop {
         let [
             proof,
@@ -491,6 +583,7 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
             to_stop,
             kept,
             in_flight,
+            sweeping,
             retry,
             silent,
             pod,
@@ -511,6 +604,7 @@ fn every_state(mut check: impl FnMut(&Facts, &Policy, Step)) {
         facts.to_stop = to_stop;
         facts.kept = kept;
         facts.in_flight = in_flight;
+        facts.sweeping = sweeping == 1;
         facts.retry_in = [None, Some(secs(1))][retry];
         facts.docker_silent_for = [None, Some(secs(1)), Some(secs(40)), Some(secs(60))][silent];
         facts.pod_processes = pod;
@@ -574,6 +668,8 @@ fn every_state_and_fact() {
             let runs = facts.to_stop + facts.in_flight + facts.own_processes + facts.kept;
             assert_eq!(runs, 0, "removes while something runs: {facts:?}");
             assert!(!facts.busy && facts.quiet_for.is_some(), "{facts:?}");
+            let is_told = matches!(facts.swept, Swept::Quiet | Swept::Settled);
+            assert!(is_told || facts.pod_processes == 0, "{facts:?}");
         }
         if step == Step::KillPod {
             let stays_away =
@@ -599,6 +695,9 @@ fn every_state_and_fact() {
         }
         if step == Step::Stop {
             assert!(facts.to_stop > 0);
+        }
+        if step == Step::Sweep {
+            assert!(!facts.sweeping, "two lists at a time: {facts:?}");
         }
     });
     let all: std::collections::HashSet<_> = Step::ALL.iter().map(|step| step.name()).collect();
@@ -648,6 +747,9 @@ fn every_path_ends() {
                     Waiting::Identity => facts.excluded = Some(false),
                     Waiting::Release => facts.held = false,
                     Waiting::Docker => {
+                        if std::mem::take(&mut facts.sweeping) {
+                            facts = after(&facts, Step::Sweep);
+                        }
                         facts.in_flight = 0;
                         facts.retry_in = None;
                         facts.docker_silent_for = None;
