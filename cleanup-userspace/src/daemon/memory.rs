@@ -12,7 +12,7 @@
 //!
 //! Nor is most of the program's file needed any more when the daemon is at work: code
 //! and constants for BTF, the configuration, the command line, and the relocations.
-//! (Figures: `docs/weight.md`.)
+//! (Figures: `docs/performance.md`, "Weight".)
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 use rustix::mm::{Advice, madvise};
