@@ -327,22 +327,10 @@ mod tests {
     use crate::case::Origin;
     use crate::docker::JoinKey;
     use crate::mesos::AgentState;
-    use crate::registry::Launcher;
 
     const SECOND: u64 = 1_000_000_000;
 
     fn state() -> CaseState {
-        let run = Run {
-            container: "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap(),
-            agent: 0,
-            identity: None,
-            launcher: Launcher::Linux,
-            helper: None,
-            executor: None,
-            seat: None,
-            owned: true,
-            orphaned: false,
-        };
         let death = Death {
             origin: Origin::Kernel,
             at_ns: 0,
@@ -351,7 +339,7 @@ mod tests {
             wait_status: None,
             sat_in: None,
         };
-        CaseState::new(CaseId::next(), run, death, 0)
+        CaseState::new(CaseId::next(), Run::specimen(), death, 0)
     }
 
     fn found() -> Vec<Found> {

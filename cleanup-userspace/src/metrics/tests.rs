@@ -4,20 +4,9 @@ use super::*;
 use crate::case::{Contained, Death, Ending};
 use crate::docker::JoinKey;
 use crate::journal::CaseId;
-use crate::registry::{Launcher, Run};
+use crate::registry::Run;
 
 fn record(origin: Origin) -> Record {
-    let run = Run {
-        container: "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap(),
-        agent: 0,
-        identity: None,
-        launcher: Launcher::Linux,
-        helper: None,
-        executor: None,
-        seat: None,
-        owned: true,
-        orphaned: false,
-    };
     let death = Death {
         origin,
         at_ns: 1_000_000_000,
@@ -26,7 +15,7 @@ fn record(origin: Origin) -> Record {
         wait_status: None,
         sat_in: None,
     };
-    Record::new(CaseId::next(), run, death)
+    Record::new(CaseId::next(), Run::specimen(), death)
 }
 
 fn contained(progress: Progress) -> Contained {

@@ -58,6 +58,22 @@ pub struct Run {
 }
 
 impl Run {
+    /// One that nothing is known of but that an agent has it.
+    #[cfg(test)]
+    pub(crate) fn specimen() -> Self {
+        Self {
+            container: "857fd7a0-df05-458b-bd72-f5c280790aa0".parse().unwrap(),
+            agent: 0,
+            identity: None,
+            launcher: Launcher::Linux,
+            helper: None,
+            executor: None,
+            seat: None,
+            owned: true,
+            orphaned: false,
+        }
+    }
+
     /// The session that the helper started: on the posix launcher it holds
     /// everything of the run that did not leave on purpose.
     pub fn session(&self) -> Option<u32> {
