@@ -108,6 +108,11 @@ fn the_daemon_waits_for_clean() -> Result<()> {
     assert_eq!(case["endings"], "1 grace_kill, 1 term", "{case}");
     assert_eq!(clean.said("case")?.len(), 1);
     watcher.wait_message("ready")?;
+    // An agent that is at work again takes away what the run is learnt by.
+    wait::try_until(SOON, "the other pod to end", || {
+        let running = other.executor.running_pod(&host.docker)?;
+        Ok(running.is_empty().then_some(()))
+    })?;
     host.agent.resume()?;
     let case = watcher.wait_case(other.executor.container_id())?;
     assert_eq!(case["origin"], "kernel", "{case}");
