@@ -85,9 +85,10 @@ impl CaseState {
         let running = containers
             .filter(|c| !matches!(c.progress, Progress::Ended(_) | Progress::Kept))
             .count();
-        let runs = look.pod_processes > 0;
         // What was quiet is so no more, whoever knows what it is that runs.
-        let begins = runs && !std::mem::replace(&mut self.pod_ran, runs);
+        let pod_runs = look.pod_processes > 0;
+        let pod_ran = std::mem::replace(&mut self.pod_ran, pod_runs);
+        let begins = pod_runs && !pod_ran;
         if running > 0 || begins || !look.own_processes.is_empty() {
             self.quiet_since = None;
             self.record.clean_ns = None;
@@ -438,6 +439,13 @@ mod tests {
         );
         let goes_on = facts_beside(&mut state, hour + 2 * SECOND, 2);
         assert_eq!(goes_on.quiet_for, Some(Duration::from_secs(1)));
+        // They end, and others begin.
+        let over = facts(&mut state, hour + 3 * SECOND);
+        assert_eq!(over.quiet_for, Some(Duration::from_secs(2)));
+        assert_eq!(
+            facts_beside(&mut state, hour + 4 * SECOND, 1).quiet_for,
+            None
+        );
         // A kept container that was listed, and waits for its restart now.
         let mut kept = found();
         kept[0].keep = true;
