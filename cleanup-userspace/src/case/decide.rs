@@ -263,18 +263,19 @@ pub fn decide(facts: &Facts, policy: &Policy) -> Step {
             Step::Stop
         };
     }
+    // One list at a time, and none before it is due again.
+    let may_ask = !facts.sweeping && facts.retry_in.is_none();
     if let (Some(limit), Some(silent)) = (policy.fallback_after, facts.docker_silent_for) {
         if silent >= limit && facts.pod_processes > 0 {
             return Step::KillPod;
         }
         // One container may hang while Docker is well: ask it something else.
-        let may_ask = !facts.sweeping && facts.retry_in.is_none();
         if silent >= limit / 2 && facts.in_flight > 0 && may_ask {
             return Step::Sweep;
         }
     }
     // The second wave does not wait for the first one's answers, and nothing for its own.
-    if facts.swept == Swept::Never && !facts.sweeping && facts.retry_in.is_none() {
+    if facts.swept == Swept::Never && may_ask {
         return Step::Sweep;
     }
     let may_remove = |kind| may_remove(kind, facts.agent, facts.ownership, policy.teardown);
